@@ -1,0 +1,30 @@
+option(NBDELTA_WERROR "Treat warnings as errors (CI does)" OFF)
+option(NBDELTA_TESTS "Build the tests" ON)
+option(NBDELTA_BENCH "Build the benchmarks" ON)
+option(NBDELTA_FUZZ "Build the libFuzzer targets (needs clang)" OFF)
+set(NBDELTA_SANITIZE "" CACHE STRING "What goes to -fsanitize=, for instance address,undefined")
+
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+
+add_compile_options(-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wold-style-cast -Wconversion
+                    -Wsign-conversion -Wundef)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # GCC bug 105651: a literal assigned to a std::string is taken for overlapping memory.
+  add_compile_options(-Wno-restrict)
+endif()
+if(NBDELTA_WERROR)
+  add_compile_options(-Werror)
+endif()
+if(NBDELTA_SANITIZE)
+  add_compile_options(-fsanitize=${NBDELTA_SANITIZE} -fno-omit-frame-pointer
+                      -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=${NBDELTA_SANITIZE})
+endif()
+
+# Large files on 32-bit machines, pread64 and the like behind their plain names.
+add_compile_definitions(_FILE_OFFSET_BITS=64)
+include_directories(${PROJECT_SOURCE_DIR})
