@@ -1,0 +1,41 @@
+#include "image/metadata.hpp"
+
+#include <algorithm>
+
+#include "base/arithmetic.hpp"
+#include "base/error.hpp"
+
+namespace nbdelta::image {
+
+MetadataReader::View MetadataReader::bytes(std::uint64_t offset, std::uint64_t length,
+                                           std::string_view table) const {
+  const std::uint64_t start = round_down(offset, kBlock);
+  auto block = cache_->get({.source = source_, .offset = start}, [&] {
+    BlockCache::Bytes fresh(kBlock);
+    fresh.resize(file_->read_at(fresh, start));
+    return fresh;
+  });
+  const std::uint64_t skip = offset - start;
+  if (skip >= block->size())
+    fail(EIO, "{}: {} at {:#x} is past the end of the file ({:#x})", file_->name(), table, offset,
+         file_size_);
+  const std::uint64_t usable = std::min<std::uint64_t>(block->size() - skip, length);
+  const std::span<const std::byte> view(block->data() + skip, usable);
+  return {std::move(block), view};
+}
+
+MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint64_t count,
+                                                std::string_view table) const {
+  const std::uint64_t wanted = std::min<std::uint64_t>(count, kBlock / sizeof(be64));
+  View view = bytes(offset, wanted * sizeof(be64), table);
+  if (view.bytes.size() < sizeof(be64))
+    fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
+         offset, file_size_);
+  Entries entries;
+  entries.bytes_ = view.bytes.data();
+  entries.count_ = view.bytes.size() / sizeof(be64);
+  entries.block_ = std::move(view.block);
+  return entries;
+}
+
+}  // namespace nbdelta::image

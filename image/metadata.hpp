@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <string_view>
+
+#include "base/big_endian.hpp"
+#include "base/file.hpp"
+#include "image/block_cache.hpp"
+
+namespace nbdelta::image {
+
+/// Reads tables (L1, L2, bitmaps) of one image file through a cache of aligned blocks of the file,
+/// so that no table needs to be in memory as a whole. Safe to call from several threads.
+class MetadataReader {
+ public:
+  /// What one read fetches. 16 KiB hold the L2 entries of 128 MiB at 64 KiB a cluster.
+  static constexpr std::size_t kBlock = 16 * 1024;
+
+  /// `file` and `cache` must outlive the reader; `source` tells the file from others in the cache.
+  MetadataReader(const File& file, BlockCache& cache, std::uint64_t source)
+      : file_(&file), cache_(&cache), source_(source), file_size_(file.size()) {}
+
+  const File& file() const { return *file_; }
+  std::uint64_t file_size() const { return file_size_; }
+
+  /// Entries [first, first + count) of a table of 64-bit numbers, as many as one block holds and
+  /// at least one. Keeps its block alive.
+  class Entries {
+   public:
+    std::size_t size() const { return count_; }
+    std::uint64_t operator[](std::size_t i) const {
+      return *reinterpret_cast<const be64*>(bytes_ + i * sizeof(be64));
+    }
+
+   private:
+    friend class MetadataReader;
+    std::shared_ptr<const BlockCache::Bytes> block_;
+    const std::byte* bytes_ = nullptr;
+    std::size_t count_ = 0;
+  };
+
+  /// `offset` is that of entry `first`, a multiple of 8; count > 0. Throws Error that names `table`
+  /// where it is past the end of the file.
+  Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table) const;
+
+  /// Bytes [offset, offset + length), cut where a block ends; at least one byte.
+  struct View {
+    std::shared_ptr<const BlockCache::Bytes> block;
+    std::span<const std::byte> bytes;
+  };
+  View bytes(std::uint64_t offset, std::uint64_t length, std::string_view table) const;
+
+ private:
+  const File* file_;
+  BlockCache* cache_;
+  std::uint64_t source_;
+  std::uint64_t file_size_;
+};
+
+}  // namespace nbdelta::image

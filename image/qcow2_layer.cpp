@@ -1,0 +1,261 @@
+#include "image/qcow2_layer.hpp"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+
+#include "base/arithmetic.hpp"
+#include "base/error.hpp"
+#include "image/compressed_cluster.hpp"
+
+namespace nbdelta::image {
+
+using namespace qcow2;
+
+/// qcow2 specification, "Compressed Clusters Descriptor".
+struct CompressedCluster {
+  std::uint64_t offset;
+  std::uint64_t length;  // up to the end of the last sector; the stream may end before
+
+  CompressedCluster(std::uint64_t descriptor, unsigned cluster_bits) {
+    const unsigned offset_bits = 62 - (cluster_bits - 8);
+    offset = descriptor & ((std::uint64_t{1} << offset_bits) - 1);
+    const std::uint64_t more_sectors = (descriptor & (kCompressed - 1)) >> offset_bits;
+    length = (more_sectors + 1) * 512 - offset % 512;
+  }
+};
+
+Qcow2Layer::Qcow2Layer(Files files, Qcow2Header header, BlockCache& metadata_cache,
+                       BlockCache& decompressed_cache, std::uint64_t source)
+    : files_(std::move(files)),
+      header_(std::move(header)),
+      metadata_(files_.metadata, metadata_cache, source),
+      data_(files_.data ? files_.data : files_.metadata, files_.direct_alignment),
+      decompressed_(decompressed_cache),
+      source_(source) {
+  check_l1();
+}
+
+/// Every L2 table has a place of its own, whatever else may be wrong in it.
+void Qcow2Layer::check_l1() const {
+  std::vector<std::uint64_t> tables;
+  const std::uint64_t covered = header_.l2_entries() << header_.cluster_bits;
+  for (std::uint64_t i = 0; i < header_.l1_entries;) {
+    const auto entries =
+        metadata_.entries(header_.l1_offset + i * sizeof(be64), header_.l1_entries - i, "L1 table");
+    for (std::size_t j = 0; j < entries.size(); ++j)
+      if ((entries[j] & kOffsetMask) != 0)
+        tables.push_back(check_l2_offset(entries[j], (i + j) * covered));
+    i += entries.size();
+  }
+  std::sort(tables.begin(), tables.end());
+  const auto twice = std::adjacent_find(tables.begin(), tables.end());
+  if (twice != tables.end())
+    fail(EIO, "{}: L1 table: two entries point to the same L2 table at {:#x}", name(), *twice);
+}
+
+std::uint64_t Qcow2Layer::check_l2_offset(std::uint64_t l1_entry, std::uint64_t guest) const {
+  const std::uint64_t table = l1_entry & kOffsetMask;
+  if (table % header_.cluster_size() != 0)
+    fail(EIO, "{}: L1 entry of guest offset {:#x}: L2 table offset {:#x} is not aligned", name(),
+         guest, table);
+  if (table >= metadata_.file_size() || header_.cluster_size() > metadata_.file_size() - table)
+    fail(EIO,
+         "{}: L1 entry of guest offset {:#x}: the L2 table at {:#x} passes the end of the "
+         "file ({:#x})",
+         name(), guest, table, metadata_.file_size());
+  if (const auto* region = header_.region_at(table, header_.cluster_size()))
+    fail(EIO, "{}: L1 entry of guest offset {:#x}: the L2 table at {:#x} overlaps {}", name(),
+         guest, table, region->what);
+  return table;
+}
+
+Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit) const {
+  const std::uint64_t covered = header_.l2_entries() << header_.cluster_bits;
+  const std::uint64_t index = offset / covered;
+  const auto l1 = metadata_.entries(header_.l1_offset + index * sizeof(be64),
+                                    header_.l1_entries - index, "L1 table");
+  if ((l1[0] & kOffsetMask) == 0)
+    return run_without_l2(offset, limit, l1);
+  return run_in_l2(check_l2_offset(l1[0], offset), offset, limit);
+}
+
+Run Qcow2Layer::run_without_l2(std::uint64_t guest, std::uint64_t limit,
+                               const MetadataReader::Entries& l1) const {
+  const std::uint64_t covered = header_.l2_entries() << header_.cluster_bits;
+  const std::uint64_t start = guest - guest % covered;
+  std::size_t absent = 1;
+  while (absent < l1.size() && absent * covered < guest - start + limit &&
+         (l1[absent] & kOffsetMask) == 0)
+    ++absent;
+  return {.allocation = Allocation::unallocated,
+          .length = std::min(limit, start + absent * covered - guest)};
+}
+
+/// Joins the pieces of neighbouring clusters, within one block of the metadata cache.
+Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, std::uint64_t guest, std::uint64_t limit) const {
+  const std::size_t words = header_.l2_entry_size() / sizeof(be64);
+  std::uint64_t index = (guest >> header_.cluster_bits) & (header_.l2_entries() - 1);
+  const auto entries = metadata_.entries(l2_table + index * header_.l2_entry_size(),
+                                         (header_.l2_entries() - index) * words, "L2 table");
+  Run run;
+  for (std::size_t i = 0; i + words <= entries.size() && run.length < limit; i += words) {
+    const std::uint64_t position = guest + run.length;
+    const Run piece = words == 1 ? piece_of_cluster(entries[i], position)
+                                 : piece_of_subclusters(entries[i], entries[i + 1], position);
+    const bool continues = piece.allocation == run.allocation &&
+                           piece.allocation != Allocation::compressed &&
+                           (piece.allocation != Allocation::data ||
+                            raw(piece.host_offset) == raw(run.host_offset) + run.length);
+    if (run.length != 0 && !continues)
+      break;
+    if (run.length == 0)
+      run = piece;
+    else
+      run.length += piece.length;
+    if (offset_in_cluster(guest + run.length) != 0)
+      break;  // the rest of this cluster differs
+  }
+  invariant(run.length != 0, "an L2 table's block holds whole entries");
+  run.length = std::min(run.length, limit);
+  return run;
+}
+
+/// From `guest` to the end of its cluster.
+Run Qcow2Layer::piece_of_cluster(std::uint64_t descriptor, std::uint64_t guest) const {
+  const std::uint64_t length = header_.cluster_size() - offset_in_cluster(guest);
+  if ((descriptor & kCompressed) != 0)
+    return {Allocation::compressed, length, HostOffset{descriptor}};
+  const std::uint64_t host = descriptor & kOffsetMask;
+  if ((descriptor & kZeroFlag) != 0 && !header_.extended_l2) {
+    if (header_.version < 3)
+      fail(EIO, "{}: L2 entry of guest offset {:#x}: a zero cluster in a version 2 image", name(),
+           guest);
+    return {Allocation::zero, length, {}};
+  }
+  // Only an external data file can hold data at offset 0; there, "copied" tells it from nothing.
+  if (host == 0 && !(header_.external_data && (descriptor & kCopied) != 0))
+    return {Allocation::unallocated, length, {}};
+  check_data_offset(host, guest);
+  return {Allocation::data, length, HostOffset{host + offset_in_cluster(guest)}};
+}
+
+/// qcow2 specification, "Extended L2 Entries": from `guest` on, subclusters of one kind.
+Run Qcow2Layer::piece_of_subclusters(std::uint64_t descriptor, std::uint64_t bitmap,
+                                     std::uint64_t guest) const {
+  Run whole = piece_of_cluster(descriptor, guest);
+  if (whole.allocation == Allocation::compressed)
+    return whole;
+  const auto allocated = static_cast<std::uint32_t>(bitmap);
+  const auto zero = static_cast<std::uint32_t>(bitmap >> 32);
+  if ((allocated & zero) != 0 || (allocated != 0 && whole.allocation != Allocation::data))
+    fail(EIO, "{}: L2 entry of guest offset {:#x}: the subcluster bitmap {:#018x} is invalid",
+         name(), guest, bitmap);
+  const std::uint64_t subcluster = header_.cluster_size() / kSubclusters;
+  const std::uint64_t inside = offset_in_cluster(guest);
+  const auto index = static_cast<unsigned>(inside / subcluster);
+  const std::uint32_t allocated_here = allocated >> index;
+  const std::uint32_t zero_here = zero >> index;
+  Run piece;
+  std::uint32_t same = ~(allocated_here | zero_here);  // bit i: like the first subcluster
+  if ((zero_here & 1) != 0) {
+    piece.allocation = Allocation::zero;
+    same = zero_here;
+  } else if ((allocated_here & 1) != 0) {
+    piece.allocation = Allocation::data;
+    piece.host_offset = whole.host_offset;
+    same = allocated_here;
+  }
+  const unsigned count =
+      std::min(static_cast<unsigned>(std::countr_one(same)), kSubclusters - index);
+  piece.length = (index + count) * subcluster - inside;
+  return piece;
+}
+
+void Qcow2Layer::check_data_offset(std::uint64_t host, std::uint64_t guest) const {
+  if (host % header_.cluster_size() != 0)
+    fail(EIO, "{}: L2 table of guest offset {:#x}: host offset {:#x} is not aligned", name(), guest,
+         host);
+  if (host >= data_.size())
+    fail(EIO, "{}: L2 table of guest offset {:#x}: host offset {:#x} is past the end of {} ({:#x})",
+         name(), guest, host, header_.external_data ? data_.file().name() : "the file",
+         data_.size());
+  if (header_.external_data)
+    return;
+  if (const auto* region = header_.region_at(host, header_.cluster_size()))
+    fail(EIO, "{}: L2 table of guest offset {:#x}: host offset {:#x} overlaps {}", name(), guest,
+         host, region->what);
+}
+
+void Qcow2Layer::read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const {
+  if (run.allocation == Allocation::data) {
+    data_.read(out, run.host_offset);
+    return;
+  }
+  const CompressedCluster place(raw(run.host_offset), header_.cluster_bits);
+  const auto cluster = decompressed_.get({.source = source_, .offset = place.offset},
+                                         [&] { return decompress(place, offset); });
+  std::memcpy(out.data(), cluster->data() + offset_in_cluster(offset), out.size());
+}
+
+BlockCache::Bytes Qcow2Layer::decompress(const CompressedCluster& place,
+                                         std::uint64_t guest) const {
+  if (header_.external_data)
+    fail(EIO, "{}: guest offset {:#x}: a compressed cluster in an image with an external data file",
+         name(), guest);
+  if (place.offset >= data_.size())
+    fail(EIO,
+         "{}: L2 table of guest offset {:#x}: the compressed cluster at {:#x} is past the end "
+         "of the file ({:#x})",
+         name(), guest, place.offset, data_.size());
+  if (const auto* region = header_.region_at(place.offset, 1))
+    fail(EIO, "{}: L2 table of guest offset {:#x}: the compressed cluster at {:#x} overlaps {}",
+         name(), guest, place.offset, region->what);
+  BlockCache::Bytes compressed(place.length);
+  compressed.resize(data_.read_up_to(compressed, HostOffset{place.offset}));
+  BlockCache::Bytes cluster(header_.cluster_size());
+  if (!decompress_cluster(header_.compression, compressed, cluster))
+    fail(EIO, "{}: guest offset {:#x}: the compressed cluster at {:#x} ({} bytes) is damaged",
+         name(), guest, place.offset, compressed.size());
+  return cluster;
+}
+
+void Qcow2Layer::will_need(const Run& run) const {
+  if (run.allocation == Allocation::data) {
+    data_.will_need(run.host_offset, run.length);
+  } else if (run.allocation == Allocation::compressed) {
+    const CompressedCluster place(raw(run.host_offset), header_.cluster_bits);
+    data_.will_need(HostOffset{place.offset}, place.length);
+  }
+}
+
+std::vector<DirtyBitmap::Info> Qcow2Layer::bitmaps() const {
+  if (!header_.bitmaps)
+    return {};
+  return read_bitmap_directory(files_.metadata, *header_.bitmaps, header_.cluster_size());
+}
+
+DirtyBitmap Qcow2Layer::bitmap(std::string_view wanted) const {
+  std::string known;
+  for (DirtyBitmap::Info& info : bitmaps()) {
+    if (info.name == wanted) {
+      if (header_.dirty_refcounts)
+        fail(EINVAL,
+             "{}: bitmap '{}': the image was not closed properly (incompatible feature bit 0): it "
+             "may miss writes",
+             name(), wanted);
+      return DirtyBitmap(std::move(info), metadata_, header_);
+    }
+    known += (known.empty() ? "" : ", ") + info.name;
+  }
+  if (header_.bitmaps_stale)
+    fail(
+        ENOENT,
+        "{}: bitmap '{}': the image's bitmaps are not valid any more: a program that does not know "
+        "bitmaps wrote to it (autoclear feature bit 0)",
+        name(), wanted);
+  fail(ENOENT, "{}: has no persistent bitmap '{}' (it has: {})", name(), wanted,
+       known.empty() ? "none" : known);
+}
+
+}  // namespace nbdelta::image

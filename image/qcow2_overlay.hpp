@@ -1,0 +1,61 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+
+#include "base/file.hpp"
+#include "image/disk.hpp"
+#include "image/extent_map.hpp"
+
+namespace nbdelta::image {
+
+/// The backing file as it goes into the header: taken by readers as relative to the overlay's
+/// folder.
+struct Backing {
+  std::string name;  // at most 1023 bytes; empty: none
+  Format format = Format::qcow2;
+};
+
+/// Writes a new qcow2 image (version 3, 16-bit refcounts) whose allocated clusters are known
+/// beforehand: every cluster's place is settled and L1, L2 and refcounts are written first; then
+/// data is filled in from any thread in any order; the header goes last, so that an unfinished file
+/// is no qcow2 image.
+///
+/// Clusters of the map in state `data` are allocated, one after the other in guest order; `zero`
+/// become zero clusters; `unchanged` and `hole` stay unallocated.
+class Qcow2Overlay {
+ public:
+  /// The cluster size that suits a map: 64 KiB, or less (at least 4 KiB) where the map holds
+  /// `unchanged` extents with finer bounds and the L1 table stays within QEMU's limit (32 MiB).
+  static std::uint64_t suitable_cluster_size(const ExtentMap& map);
+
+  /// Writes the tables. `file` is open for reading and writing and is truncated; `map` must have
+  /// been widened to `cluster_size` (widen_to_clusters) and outlive the object. A virtual size that
+  /// is no multiple of 512 is rounded up in the header, as QEMU would otherwise cut the tail.
+  Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t cluster_size,
+               const Backing& backing);
+
+  /// Fills [offset, offset + data.size()) of the virtual disk; parts that are not in state `data`
+  /// are left out. Safe to call from several threads.
+  void write(std::span<const std::byte> data, std::uint64_t offset) const;
+
+  /// Once everything was written: fsync, header, fsync.
+  void finish() const;
+
+  /// Length of the finished file.
+  std::uint64_t file_size() const { return file_size_; }
+
+ private:
+  struct Layout;
+
+  const File* file_;
+  const ExtentMap* map_;
+  std::uint64_t cluster_size_;
+  std::uint64_t data_start_ = 0;  // host offset of the first data cluster
+  std::uint64_t file_size_ = 0;
+  std::string header_;  // the first cluster, up to its used length
+};
+
+}  // namespace nbdelta::image

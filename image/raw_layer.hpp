@@ -1,0 +1,31 @@
+#pragma once
+
+#include <string>
+
+#include "base/file.hpp"
+#include "image/data_file.hpp"
+#include "image/layer.hpp"
+
+namespace nbdelta::image {
+
+/// A raw image: a regular file, whose holes (SEEK_HOLE) are unallocated, or a block device. It
+/// never has a backing file.
+class RawLayer final : public Layer {
+ public:
+  /// `direct` is the same file opened with O_DIRECT, or empty.
+  RawLayer(File file, File direct, std::size_t direct_alignment);
+
+  const std::string& name() const override { return file_.name(); }
+  std::uint64_t size() const override { return data_.size(); }
+  Run run_at(std::uint64_t offset, std::uint64_t limit) const override;
+  Run run_to_read_at(std::uint64_t offset, std::uint64_t limit) const override;
+  void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const override;
+  void will_need(const Run& run) const override { data_.will_need(run.host_offset, run.length); }
+
+ private:
+  File file_;  // holds the locks
+  File direct_;
+  DataFile data_;
+};
+
+}  // namespace nbdelta::image

@@ -1,0 +1,76 @@
+#include "image/view.hpp"
+
+#include <algorithm>
+
+namespace nbdelta::image {
+namespace {
+
+/// What changed and reads zero is `zero`, however it is allocated.
+State changed(State allocation) {
+  return reads_zero(allocation) ? State::zero : State::data;
+}
+
+/// What one image file says, below nothing.
+void walk_top_layer(const Disk& disk, std::uint64_t offset, std::uint64_t length,
+                    const ExtentSink& sink) {
+  // A raw image has no backing file: its holes are its own.
+  const State unallocated = disk.qcow2() != nullptr ? State::unchanged : State::zero;
+  const std::uint64_t end = offset + length;
+  while (offset < end) {
+    const Run run = disk.layer(0).run_at(offset, end - offset);
+    State state = State::data;
+    if (run.allocation == Allocation::unallocated)
+      state = unallocated;
+    else if (run.allocation == Allocation::zero)
+      state = State::zero;
+    if (!sink({.offset = offset, .length = run.length, .state = state}))
+      return;
+    offset += run.length;
+  }
+}
+
+/// `dirty` is walked for what changed; the disk alone tells what of that reads zero.
+template <class Dirty>
+void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std::uint64_t length,
+                const ExtentSink& sink) {
+  dirty(offset, length, [&](const Extent& extent) {
+    if (extent.state == State::unchanged)
+      return sink(extent);
+    bool go_on = true;
+    disk.for_each_extent(extent.offset, extent.length, [&](const Extent& allocation) {
+      go_on = sink({.offset = allocation.offset,
+                    .length = allocation.length,
+                    .state = changed(allocation.state)});
+      return go_on;
+    });
+    return go_on;
+  });
+}
+
+}  // namespace
+
+void View::for_each_extent(std::uint64_t offset, std::uint64_t length,
+                           const ExtentSink& sink) const {
+  if (std::holds_alternative<Image>(source_)) {
+    disk_->for_each_extent(offset, length, sink);
+  } else if (std::holds_alternative<TopLayer>(source_)) {
+    walk_top_layer(*disk_, offset, length, sink);
+  } else if (const auto* bitmap = std::get_if<const DirtyBitmap*>(&source_)) {
+    walk_dirty([&](auto... walk) { (*bitmap)->for_each_extent(walk...); }, *disk_, offset, length,
+               sink);
+  } else {
+    const ExtentMap& map = *std::get<const ExtentMap*>(source_);
+    walk_dirty(
+        [&](std::uint64_t from, std::uint64_t count, const ExtentSink& inner) {
+          bool go_on = true;
+          const std::uint64_t known = from < map.size() ? std::min(count, map.size() - from) : 0;
+          map.for_each(from, known, [&](const Extent& e) { return go_on = inner(e); });
+          // What the map does not cover cannot be known: changed.
+          if (go_on && known < count)
+            inner({.offset = from + known, .length = count - known, .state = State::data});
+        },
+        *disk_, offset, length, sink);
+  }
+}
+
+}  // namespace nbdelta::image
