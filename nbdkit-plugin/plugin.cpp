@@ -1,0 +1,209 @@
+// The plugin's callbacks: each catches, tells nbdkit, and leaves the work to the image library.
+// nbdkit's own documentation of them is nbdkit-plugin(3).
+
+#define NBDKIT_API_VERSION 2
+#include <nbdkit-plugin.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <exception>
+#include <list>
+#include <memory>
+
+#include "base/arithmetic.hpp"
+#include "base/error.hpp"
+#include "image/view.hpp"
+#include "nbdkit-plugin/exports.hpp"
+#include "nbdkit-plugin/options.hpp"
+#include "nbdkit-plugin/readahead.hpp"
+
+#define THREAD_MODEL NBDKIT_THREAD_MODEL_PARALLEL
+
+namespace nbdelta::plugin {
+namespace {
+
+/// Extents of one reply at most, as many as QEMU's server sends; the client asks on from there.
+constexpr std::uint64_t kMostExtents = 131'072;
+
+/// One export and the readahead window that its connections share.
+struct Served {
+  Served(const Export& chosen, std::uint64_t readahead_size)
+      : what(chosen), readahead(readahead_size) {}
+  const Export& what;
+  Readahead readahead;
+};
+
+Options options;
+std::unique_ptr<Exports> exports;
+std::list<Served> served;  // one for each of exports->all(), in that order
+
+/// Every callback's body goes through here: an exception becomes nbdkit's error.
+template <class Result, class Body>
+Result guarded(Result on_error, Body body) noexcept {
+  try {
+    return body();
+  } catch (const Error& error) {
+    nbdkit_error("%s", error.what());
+    nbdkit_set_error(error.error_number());
+  } catch (const std::exception& error) {
+    nbdkit_error("unexpected: %s", error.what());
+    nbdkit_set_error(ENOMEM);
+  }
+  return on_error;
+}
+
+const image::View& view_of(void* handle) {
+  return static_cast<Served*>(handle)->what.view;
+}
+
+void unload() {
+  served.clear();
+  exports.reset();
+}
+
+void dump_plugin() {
+  std::printf("delta_formats=qcow2 raw\n");
+  std::printf("delta_cache_bytes=%zu\n", image::Disk::kCacheMemory);
+}
+
+int config(const char* key, const char* value) {
+  return guarded(-1, [&] {
+    options.set(key, value);
+    return 0;
+  });
+}
+
+int config_complete() {
+  return guarded(-1, [] {
+    options.check();
+    return 0;
+  });
+}
+
+/// Before nbdkit goes to the background, so that errors are seen.
+int get_ready() {
+  return guarded(-1, [] {
+    exports = std::make_unique<Exports>(options);
+    for (const std::string& warning : exports->warnings())
+      std::fprintf(stderr, "nbdkit: delta: warning: %s\n", warning.c_str());
+    for (const Export& each : exports->all())
+      served.emplace_back(each, options.readahead);
+    return 0;
+  });
+}
+
+int list_exports(int /*readonly*/, int /*is_tls*/, nbdkit_exports* list) {
+  return guarded(-1, [&] {
+    for (const Export& each : exports->all())
+      if (nbdkit_add_export(list, each.name.c_str(), each.description.c_str()) != 0)
+        return -1;
+    return 0;
+  });
+}
+
+void* open(int /*readonly*/) {
+  return guarded(static_cast<void*>(nullptr), []() -> void* {
+    const Export& wanted = exports->find(nbdkit_export_name());
+    return &*std::find_if(served.begin(), served.end(),
+                          [&](const Served& each) { return &each.what == &wanted; });
+  });
+}
+
+const char* export_description(void* handle) {
+  return static_cast<Served*>(handle)->what.description.c_str();
+}
+
+std::int64_t get_size(void* handle) {
+  return static_cast<std::int64_t>(view_of(handle).disk().size());
+}
+
+int can_multi_conn(void* /*handle*/) {
+  return 1;
+}
+
+int can_extents(void* /*handle*/) {
+  return 1;
+}
+
+int block_size(void* /*handle*/, std::uint32_t* minimum, std::uint32_t* preferred,
+               std::uint32_t* maximum) {
+  *minimum = 1;
+  *preferred = 64 * kKiB;
+  *maximum = 64 * kMiB;  // nbdkit limit
+  return 0;
+}
+
+int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
+          std::uint32_t /*flags*/) {
+  return guarded(-1, [&] {
+    auto* const connection = static_cast<Served*>(handle);
+    const image::View& view = connection->what.view;
+    connection->readahead.before_read(view, offset, count);
+    view.disk().read({static_cast<std::byte*>(buffer), count}, offset);
+    return 0;
+  });
+}
+
+/// Never passes offset + count: nbdkit 1.32 ends with an assertion when an extent does that near
+/// 4 GiB.
+int extents(void* handle, std::uint32_t count, std::uint64_t offset, std::uint32_t flags,
+            nbdkit_extents* list) {
+  return guarded(-1, [&] {
+    const bool only_one = (flags & NBDKIT_FLAG_REQ_ONE) != 0;
+    image::Extent pending{.offset = offset, .length = 0, .state = image::State::data};
+    std::uint64_t added = 0;
+    bool failed = false;
+    const auto add_pending = [&] {
+      failed =
+          pending.length != 0 && nbdkit_add_extent(list, pending.offset, pending.length,
+                                                   static_cast<std::uint32_t>(pending.state)) != 0;
+      return !failed && ++added < (only_one ? 1 : kMostExtents);
+    };
+    bool more = true;
+    view_of(handle).for_each_extent(offset, count, [&](const image::Extent& extent) {
+      if (pending.length != 0 && extent.state == pending.state) {
+        pending.length += extent.length;
+        return true;
+      }
+      more = pending.length == 0 || add_pending();
+      if (more)
+        pending = extent;
+      return more;
+    });
+    if (more)
+      add_pending();
+    return failed ? -1 : 0;
+  });
+}
+
+nbdkit_plugin plugin = [] {
+  nbdkit_plugin table{};
+  table.name = "delta";
+  table.longname = "nbdelta: changed blocks of a frozen disk image";
+  table.version = NBDELTA_VERSION;
+  table.description =
+      "Serves a qcow2 or raw image that nobody writes to; block status says which extents changed.";
+  table.unload = unload;
+  table.dump_plugin = dump_plugin;
+  table.config = config;
+  table.config_complete = config_complete;
+  table.config_help = Options::help();
+  table.magic_config_key = "image";
+  table.get_ready = get_ready;
+  table.list_exports = list_exports;
+  table.open = open;
+  table.export_description = export_description;
+  table.get_size = get_size;
+  table.can_multi_conn = can_multi_conn;
+  table.can_extents = can_extents;
+  table.block_size = block_size;
+  table.pread = pread;
+  table.extents = extents;
+  return table;
+}();
+
+}  // namespace
+}  // namespace nbdelta::plugin
+
+using nbdelta::plugin::plugin;
+NBDKIT_REGISTER_PLUGIN(plugin)

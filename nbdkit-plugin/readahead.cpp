@@ -1,0 +1,53 @@
+#include "nbdkit-plugin/readahead.hpp"
+
+#include <algorithm>
+
+#include "base/arithmetic.hpp"
+
+namespace nbdelta::plugin {
+namespace {
+
+/// How far one call looks for changed ranges.
+constexpr std::uint64_t kSearch = 4 * kGiB;
+
+}  // namespace
+
+void Readahead::before_read(const image::View& view, std::uint64_t offset,
+                            std::uint64_t length) noexcept {
+  if (size_ == 0)
+    return;
+  const std::unique_lock lock(mutex_, std::try_to_lock);
+  if (!lock.owns_lock())
+    return;
+  if (offset < start_ || offset > frontier_) {
+    start_ = offset;
+    frontier_ = offset + length;
+    ahead_ = 0;
+  }
+  ahead_ -= std::min(ahead_, length);
+  if (ahead_ > size_ / 2)
+    return;
+  try {
+    announce_more(view);
+  } catch (...) {
+    frontier_ = view.disk().size();  // damaged from here on: announce no more in this window
+  }
+}
+
+void Readahead::announce_more(const image::View& view) {
+  const std::uint64_t end = std::min(view.disk().size(), frontier_ + kSearch);
+  if (frontier_ >= end)
+    return;
+  view.for_each_extent(frontier_, end - frontier_, [&](const image::Extent& extent) {
+    const std::uint64_t length = std::min(extent.length, size_);
+    frontier_ = extent.offset + length;
+    if (extent.state == image::State::data ||
+        (!view.is_changed_view() && !image::reads_zero(extent.state))) {
+      view.disk().will_need(extent.offset, length);
+      ahead_ += length;
+    }
+    return ahead_ < size_ && length == extent.length;
+  });
+}
+
+}  // namespace nbdelta::plugin
