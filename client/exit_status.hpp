@@ -1,0 +1,13 @@
+#pragma once
+
+namespace nbdelta::client {
+
+/// Exit statuses of nbdelta; 128 + N: interrupted by signal N.
+enum ExitStatus : int {
+  kDone = 0,
+  kFailed = 1,   // source, network, disk
+  kUsage = 2,    // the command line makes no sense
+  kRefused = 3,  // the target exists, is too small, in use, or has no space; it was not touched
+};
+
+}  // namespace nbdelta::client

@@ -1,0 +1,115 @@
+#include "client/interruptible.hpp"
+
+#include <fmt/format.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <array>
+#include <chrono>
+#include <exception>
+#include <thread>
+
+#include "base/error.hpp"
+#include "base/file.hpp"
+
+namespace nbdelta::client {
+namespace {
+
+constexpr std::chrono::milliseconds kTick{200};
+constexpr std::chrono::milliseconds kPatience{700};
+
+FileDescriptor block_signals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGINT);
+  sigaddset(&signals, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  FileDescriptor fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
+  if (!fd)
+    fail_errno("signalfd");
+  return fd;
+}
+
+/// The job's thread and the descriptor that tells that it has ended.
+class Watched {
+ public:
+  explicit Watched(const Interruptible& work)
+      : signals_(block_signals()), ended_(::eventfd(0, EFD_CLOEXEC)) {
+    if (!ended_)
+      fail_errno("eventfd");
+    thread_ = std::thread([this, &work] {
+      try {
+        work.job(stop_);
+      } catch (...) {
+        error_ = std::current_exception();
+      }
+      ::eventfd_write(ended_.get(), 1);
+    });
+  }
+
+  /// What happened first within the time: a signal's number, 0 for the end of the job, -1 for
+  /// neither.
+  int wait(std::chrono::milliseconds time) const {
+    std::array<pollfd, 2> fds{pollfd{ended_.get(), POLLIN, 0}, pollfd{signals_.get(), POLLIN, 0}};
+    ::poll(fds.data(), fds.size(), static_cast<int>(time.count()));
+    signalfd_siginfo info{};
+    if (fds[0].revents != 0)
+      return 0;
+    if (fds[1].revents != 0 && ::read(signals_.get(), &info, sizeof info) == sizeof info)
+      return static_cast<int>(info.ssi_signo);
+    return -1;
+  }
+
+  void stop() { stop_.request_stop(); }
+
+  /// Throws what the job threw.
+  void join() {
+    thread_.join();
+    if (error_)
+      std::rethrow_exception(error_);
+  }
+
+ private:
+  FileDescriptor signals_;
+  FileDescriptor ended_;
+  std::stop_source stop_;
+  std::exception_ptr error_;  // read after join()
+  std::thread thread_;
+};
+
+/// Exits at once where the job does not end, or where a second signal comes.
+void wind_down(Watched& watched, const Interruptible& work, int signal) {
+  watched.stop();
+  const int next = watched.wait(kPatience);
+  if (next == 0)
+    return;
+  if (next < 0)
+    work.abandon();
+  ::_exit(128 + signal);
+}
+
+}  // namespace
+
+int run_interruptibly(const Interruptible& work) {
+  Watched watched(work);
+  int event = -1;
+  while ((event = watched.wait(kTick)) < 0)
+    work.tick();
+  if (event == 0) {
+    watched.join();
+    return 0;
+  }
+  wind_down(watched, work, event);
+  try {
+    watched.join();
+    return 0;  // it had just finished
+  } catch (const Error& error) {
+    fmt::print(stderr, "nbdelta: {}\n", error.what());
+  }
+  return 128 + event;
+}
+
+}  // namespace nbdelta::client

@@ -1,0 +1,24 @@
+#pragma once
+
+#include <functional>
+#include <stop_token>
+
+namespace nbdelta::client {
+
+/// A long job, and what the thread that watches over it does meanwhile.
+struct Interruptible {
+  /// Runs in a thread of its own; ends soon after a stop is requested.
+  std::function<void(std::stop_source& stop)> job;
+  /// Several times a second.
+  std::function<void()> tick = [] {};
+  /// When a job that should end does not (a disk that does not answer): called before the process
+  /// exits at once, from the watching thread.
+  std::function<void()> abandon = [] {};
+};
+
+/// Runs the job. SIGINT or SIGTERM stops it; it has 700 ms to end by itself. A second signal exits
+/// at once. Returns 0, or 128 + the signal that interrupted it; throws what the job threw otherwise.
+/// Call it before there are other threads: it blocks both signals for them.
+int run_interruptibly(const Interruptible& work);
+
+}  // namespace nbdelta::client

@@ -1,0 +1,96 @@
+#include "client/nbd/source.hpp"
+
+#include <algorithm>
+#include <condition_variable>
+#include <functional>
+#include <mutex>
+#include <utility>
+
+#include "client/nbd/run_together.hpp"
+
+namespace nbdelta::client::nbd {
+
+std::chrono::milliseconds RetryPolicy::pause(unsigned attempt) const {
+  constexpr unsigned kMostDoublings = 20;
+  return std::min(longest_pause, first_pause * (1U << std::min(attempt, kMostDoublings)));
+}
+
+Source::Source(ConnectOptions options, RetryPolicy policy, std::stop_token stop)
+    : options_(std::move(options)), policy_(policy), stop_(std::move(stop)) {}
+
+Source::~Source() {
+  if (connection_)
+    connection_->disconnect();
+}
+
+void Source::connect(const std::stop_token& give_up) {
+  auto fresh = Connection::make(loop_, options_);
+  connection_ = fresh;
+  std::vector<asio::awaitable<void>> tasks;
+  tasks.push_back(fresh->connect());
+  run(std::move(tasks), give_up);
+  if (export_)
+    check_same(fresh->negotiated());
+  else
+    export_ = fresh->negotiated();
+}
+
+void Source::run(std::vector<asio::awaitable<void>> tasks, const std::stop_token& give_up) {
+  const auto give_in = [this] {
+    asio::post(loop_, [connection = connection_] { connection->lose("interrupted"); });
+  };
+  const std::stop_callback on_stop(stop_, give_in);
+  const std::stop_callback on_give_up(give_up, give_in);
+  try {
+    run_together(loop_, std::move(tasks));
+  } catch (const ConnectionLost&) {
+    if (stop_.stop_requested() || give_up.stop_requested())
+      fail(ECANCELED, "interrupted");
+    throw;
+  }
+}
+
+void Source::reconnect(const ConnectionLost& why) {
+  ConnectionLost last = why;
+  while (attempts_ < policy_.attempts) {
+    pause();
+    ++attempts_;
+    try {
+      connect();
+      ++reconnects_;
+      return;
+    } catch (const ConnectionLost& again) {
+      last = again;
+    }
+  }
+  if (policy_.attempts == 0)
+    throw last;
+  fail(last.error_number(), "{} (gave up after {} attempts to connect again; see --retries)",
+       last.what(), policy_.attempts);
+}
+
+void Source::pause() {
+  std::mutex mutex;
+  std::condition_variable_any never;
+  std::unique_lock lock(mutex);
+  never.wait_for(lock, stop_, policy_.pause(attempts_), [] { return false; });
+  if (stop_.stop_requested())
+    fail(ECANCELED, "interrupted");
+}
+
+void Source::check_same(const Export& again) const {
+  if (again.size != export_->size)
+    fail(EPROTO,
+         "{}: after the connection was lost the export came back with another size: {} bytes, "
+         "before {}",
+         options_.uri, again.size, export_->size);
+  if (again.changed_view != export_->changed_view || again.has_bitmap != export_->has_bitmap)
+    fail(EPROTO,
+         "{}: after the connection was lost the export came back as another view of the disk",
+         options_.uri);
+  if (again.minimum_block > export_->minimum_block || again.maximum_block < export_->maximum_block)
+    fail(EPROTO, "{}: after the connection was lost the export came back with other block sizes",
+         options_.uri);
+}
+
+}  // namespace nbdelta::client::nbd

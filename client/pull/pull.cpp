@@ -1,0 +1,106 @@
+#include "client/pull/pull.hpp"
+
+#include <algorithm>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+#include "client/pull/worker.hpp"
+
+namespace nbdelta::client::pull {
+namespace {
+
+class Pull {
+ public:
+  Pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
+       const Settings& settings, Counters& counters, std::stop_source& stop)
+      : first_(source),
+        target_(target),
+        settings_(settings),
+        counters_(counters),
+        stop_(stop),
+        work_(map, limits(), settings.rate) {
+    for (const image::State state : {image::State::data, image::State::zero, image::State::hole})
+      counters_.total += map.bytes(state);
+  }
+
+  void run() {
+    {
+      std::vector<std::jthread> threads;
+      for (unsigned i = 1; i < connections(); ++i)
+        threads.emplace_back([this] { guarded([this] { run_further(); }); });
+      guarded([this] { run_first(); });
+    }
+    if (error_)
+      std::rethrow_exception(error_);
+  }
+
+ private:
+  unsigned connections() const {
+    return std::max(1U, std::min(settings_.connections, target_.maximum_writers()));
+  }
+
+  Limits limits() const {
+    const nbd::Export& exported = first_.negotiated();
+    const std::uint64_t block = exported.minimum_block;
+    const std::uint64_t request = std::min(settings_.request_size, exported.maximum_block);
+    return {.request_size = std::max(round_down(request, block), block),
+            .zero_size = target_.zero_size(),
+            .minimum_block = block,
+            .bridge = settings_.bridge};
+  }
+
+  void run_first() {
+    ++counters_.connections;
+    Worker(first_, target_, work_, counters_, settings_.depth).run(stop_.get_token());
+  }
+
+  /// One more connection is welcome, but no pull fails for want of it: a server may allow just one.
+  void run_further() {
+    nbd::Source source(first_.options(), settings_.retry, stop_.get_token());
+    source.expect(first_.negotiated());
+    try {
+      source.connect(work_.exhausted());
+    } catch (const nbd::ConnectionLost&) {
+      return;
+    } catch (const Error& error) {
+      if (error.error_number() == ECANCELED)
+        return;
+      throw;
+    }
+    ++counters_.connections;
+    Worker(source, target_, work_, counters_, settings_.depth).run(stop_.get_token());
+  }
+
+  /// The end of a thread: the first error stops the others.
+  template <class Body>
+  void guarded(Body body) noexcept {
+    try {
+      body();
+    } catch (...) {
+      const std::lock_guard guard(mutex_);
+      if (!error_)
+        error_ = std::current_exception();
+      stop_.request_stop();
+    }
+  }
+
+  nbd::Source& first_;
+  target::Target& target_;
+  const Settings& settings_;
+  Counters& counters_;
+  std::stop_source& stop_;
+  Work work_;
+  std::mutex mutex_;  // of error_
+  std::exception_ptr error_;
+};
+
+}  // namespace
+
+void run_pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
+              const Settings& settings, Counters& counters, std::stop_source& stop) {
+  Pull(source, target, map, settings, counters, stop).run();
+}
+
+}  // namespace nbdelta::client::pull

@@ -1,0 +1,61 @@
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <mutex>
+#include <optional>
+#include <stop_token>
+
+#include "client/pull/plan.hpp"
+#include "client/pull/rate_limiter.hpp"
+
+namespace nbdelta::client::pull {
+
+/// What has been done so far; written by the workers, read by whoever shows it.
+struct Counters {
+  std::atomic<std::uint64_t> total = 0;    // bytes to be written or zeroed
+  std::atomic<std::uint64_t> written = 0;  // bytes of data given to the target
+  std::atomic<std::uint64_t> zeroed = 0;
+  std::atomic<std::uint64_t> read = 0;  // bytes that came over the wire, gaps and blocks included
+  std::atomic<std::uint64_t> requests = 0;
+  std::atomic<std::uint64_t> retries = 0;
+  std::atomic<unsigned> connections = 0;
+};
+
+/// The plan, shared out between the workers; safe to call from several threads.
+class Work {
+ public:
+  Work(const image::ExtentMap& map, const Limits& limits, std::uint64_t bytes_per_second)
+      : limits_(limits), disk_size_(map.size()), plan_(map, limits), limiter_(bytes_per_second) {}
+
+  std::optional<Operation> next() {
+    std::optional<Operation> operation;
+    {
+      const std::lock_guard guard(mutex_);
+      operation = plan_.next();
+    }
+    if (!operation)
+      exhausted_.request_stop();
+    return operation;
+  }
+
+  RateLimiter::Clock::duration book(std::uint64_t bytes) {
+    const std::lock_guard guard(mutex_);
+    return limiter_.book(bytes, RateLimiter::Clock::now());
+  }
+
+  /// Stops when there is nothing left to hand out: nobody more is needed.
+  std::stop_token exhausted() const { return exhausted_.get_token(); }
+  const Limits& limits() const { return limits_; }
+  std::uint64_t disk_size() const { return disk_size_; }
+
+ private:
+  const Limits limits_;
+  const std::uint64_t disk_size_;
+  std::mutex mutex_;  // of plan_ and limiter_
+  Plan plan_;
+  RateLimiter limiter_;
+  std::stop_source exhausted_;
+};
+
+}  // namespace nbdelta::client::pull

@@ -1,0 +1,277 @@
+#include "client/pull_command.hpp"
+
+#include <fmt/format.h>
+
+#include <boost/json.hpp>
+
+#include <chrono>
+#include <cstdio>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <string>
+#include <utility>
+
+#include "base/units.hpp"
+#include "client/exit_status.hpp"
+#include "client/interruptible.hpp"
+#include "client/nbd/map_reader.hpp"
+#include "client/pull/progress.hpp"
+#include "client/pull/pull.hpp"
+#include "client/source_options.hpp"
+#include "client/target/open_target.hpp"
+
+namespace nbdelta::client {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+using image::State;
+
+constexpr unsigned kMostConnections = 64;
+constexpr unsigned kMostDepth = 256;
+constexpr std::uint64_t kSmallestRequest = 4 * kKiB;
+constexpr std::uint64_t kLargestRequest = 32 * kMiB;  // NBD protocol: what every server must take
+constexpr std::uint64_t kLargestBridge = 32 * kMiB;
+
+struct PullOptions {
+  SourceOptions source;
+  target::TargetOptions target;
+  std::string format;
+  std::string base_format;
+  std::string request_size = "256K";
+  std::string bridge = "16K";
+  std::string rate;
+  pull::Settings settings;
+  bool connections_given = false;
+  bool quiet = false;
+  bool json = false;
+};
+
+struct Result {
+  std::uint64_t disk_size = 0;
+  bool changed_view = false;
+  std::uint64_t extents = 0;  // that were pulled: data, and changed to zero
+  double map_seconds = 0;
+  double seconds = 0;
+};
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+/// One pull from the connection to the finished target.
+class PullJob {
+ public:
+  explicit PullJob(const PullOptions& options)
+      : options_(options), target_(target::open_target(options.target)) {}
+
+  void run(std::stop_source& stop) {
+    try {
+      pull(stop);
+    } catch (const target::TargetRefused&) {
+      target_->abandon();  // nothing that was there is touched
+      throw;
+    } catch (const Error& error) {
+      const std::string done = target_->abandon();
+      fail(error.error_number(), "{}{}{}", error.what(), done.empty() ? "" : "; ", done);
+    }
+  }
+
+  std::string abandon() { return target_->abandon(); }
+  const pull::Counters& counters() const { return counters_; }
+  const Result& result() const { return result_; }
+
+ private:
+  void pull(std::stop_source& stop);
+
+  const PullOptions& options_;
+  std::optional<nbd::Source> source_;  // its loop must outlive the target's connections
+  std::unique_ptr<target::Target> target_;
+  pull::Counters counters_;
+  Result result_;
+};
+
+void PullJob::pull(std::stop_source& stop) {
+  const auto start = Clock::now();
+  source_.emplace(options_.source.connect_options(), options_.source.retry_policy(),
+                  stop.get_token());
+  source_->connect();
+  const nbd::Export& exported = source_->negotiated();
+  const image::ExtentMap map = nbd::read_map(*source_);
+  result_.map_seconds = seconds_since(start);
+
+  const target::Description description{
+      .source = options_.source.uri,
+      .disk_size = exported.size,
+      .contents = exported.shows_changes() ? target::Contents::changes
+                                           : target::Contents::whole_disk,
+      .map = &map};
+  const image::ExtentMap& followed = target_->prepare(description, source_->loop());
+  pull::Settings settings = options_.settings;
+  if (!exported.multi_conn && !options_.connections_given)
+    settings.connections = 1;
+  run_pull(*source_, *target_, followed, settings, counters_, stop);
+  target_->finish();
+
+  result_.disk_size = exported.size;
+  result_.changed_view = exported.shows_changes();
+  result_.extents = map.extents(State::data);
+  if (exported.shows_changes())
+    result_.extents += map.extents(State::zero);
+  result_.seconds = seconds_since(start);
+}
+
+void print_json(const PullOptions& options, const PullJob& job) {
+  const Result& result = job.result();
+  const pull::Counters& counters = job.counters();
+  const boost::json::object object{{"result", "done"},
+                                   {"source", options.source.uri},
+                                   {"target", options.target.name},
+                                   {"disk_size", result.disk_size},
+                                   {"changed_view", result.changed_view},
+                                   {"extents", result.extents},
+                                   {"bytes_written", counters.written.load()},
+                                   {"bytes_zeroed", counters.zeroed.load()},
+                                   {"bytes_read", counters.read.load()},
+                                   {"requests", counters.requests.load()},
+                                   {"connections", counters.connections.load()},
+                                   {"retries", counters.retries.load()},
+                                   {"map_seconds", result.map_seconds},
+                                   {"seconds", result.seconds}};
+  fmt::print("{}\n", boost::json::serialize(object));
+}
+
+void print_summary(const PullOptions& options, const PullJob& job) {
+  const Result& result = job.result();
+  const pull::Counters& counters = job.counters();
+  const double moving = result.seconds - result.map_seconds;
+  const auto rate = static_cast<std::uint64_t>(
+      moving > 0 ? static_cast<double>(counters.read) / moving : 0);
+  fmt::print(stderr, "{}: {} {}written, {} zero, {} extent{}, in {} ({}/s)\n", options.target.name,
+             format_size(counters.written), result.changed_view ? "changed and " : "",
+             format_size(counters.zeroed), result.extents, result.extents == 1 ? "" : "s",
+             format_duration(result.seconds), format_size(rate));
+}
+
+int run_pull_command(PullOptions& options) {
+  PullJob job(options);
+  pull::Progress progress(
+      options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(),
+      job.counters());
+  const Interruptible work{
+      .job = [&](std::stop_source& stop) { job.run(stop); },
+      .tick = [&] { progress.tick(Clock::now()); },
+      .abandon =
+          [&] {
+            const std::string done = job.abandon();
+            fmt::print(stderr, "nbdelta: interrupted{}{}\n", done.empty() ? "" : "; ", done);
+          }};
+  int status = kDone;
+  try {
+    status = run_interruptibly(work);
+  } catch (...) {
+    progress.clear();
+    throw;
+  }
+  progress.clear();
+  if (status != kDone)
+    return status;
+  if (!options.quiet)
+    print_summary(options, job);
+  if (options.json)
+    print_json(options, job);
+  return kDone;
+}
+
+/// Sizes and formats that CLI11 leaves as text.
+void interpret(PullOptions& options) {
+  const auto between = [](std::uint64_t value, std::uint64_t low, std::uint64_t high,
+                          std::string_view what) {
+    if (value < low || value > high)
+      throw target::UsageError(EINVAL, fmt::format("{}: must be {} to {}", what, format_size(low),
+                                                   format_size(high)));
+    return value;
+  };
+  try {
+    pull::Settings& settings = options.settings;
+    settings.request_size = between(parse_size(options.request_size, "--request-size"),
+                                    kSmallestRequest, kLargestRequest, "--request-size");
+    settings.bridge = between(parse_size(options.bridge, "--bridge"), 0, kLargestBridge, "--bridge");
+    if (!options.rate.empty())
+      settings.rate = between(parse_size(options.rate, "--rate"), 1, UINT64_MAX, "--rate");
+    if (!options.format.empty())
+      options.target.format = image::parse_format(options.format, "--format");
+    if (!options.base_format.empty())
+      options.target.base_format = image::parse_format(options.base_format, "--base-format");
+  } catch (const Error& error) {
+    throw target::UsageError(error.error_number(), error.what());
+  }
+  options.settings.retry = options.source.retry_policy();
+  options.target.timeout = options.source.connect_options().timeout;
+}
+
+void add_target_options(CLI::App& command, target::TargetOptions& target, PullOptions& options) {
+  command
+      .add_option("TARGET", target.name,
+                  "FILE.qcow2, any other FILE or block device (raw), an NBD URI, or null:")
+      ->required();
+  command.add_flag("--force", target.force, "replace an existing target once the new one is complete");
+  command.add_flag("--apply", target.apply,
+                   "write the changes into an existing raw image or block device");
+  command.add_option("--format", options.format, "of TARGET; default by its name")
+      ->type_name("qcow2|raw");
+  command
+      .add_option("--base", target.base,
+                  "the previous backup, under a new qcow2; relative to TARGET's folder")
+      ->type_name("FILE");
+  command.add_option("--base-format", options.base_format, "of --base; default by its name")
+      ->type_name("qcow2|raw");
+}
+
+void add_transfer_options(CLI::App& command, PullOptions& options) {
+  pull::Settings& settings = options.settings;
+  command.add_option("--connections", settings.connections, "to the source at most")
+      ->type_name("N")
+      ->check(CLI::Range(1U, kMostConnections))
+      ->capture_default_str();
+  command.add_option("--depth", settings.depth, "requests in flight on each connection")
+      ->type_name("N")
+      ->check(CLI::Range(1U, kMostDepth))
+      ->capture_default_str();
+  command.add_option("--request-size", options.request_size, "bytes of one request at most")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  command.add_option("--bridge", options.bridge, "gaps up to this size are read rather than skipped")
+      ->type_name("SIZE")
+      ->capture_default_str();
+  command.add_option("--rate", options.rate, "bytes a second at most, as in 50M")->type_name("SIZE");
+  command.add_flag("--quiet", options.quiet, "no progress and no summary");
+  command.add_flag("--json", options.json, "print the result as a JSON object");
+}
+
+constexpr const char* kFooter = R"(Examples:
+  nbdelta pull 'nbd+unix:///?socket=/run/nbd.sock' full.qcow2
+  nbdelta pull 'nbd+unix:///dirty:b0?socket=/run/nbd.sock' monday.qcow2 --base full.qcow2
+  nbdelta pull 'nbd+unix:///dirty:b0?socket=/run/nbd.sock' copy.raw --apply
+
+Exit status: 0 done; 1 failed; 2 the command line makes no sense; 3 the target was refused (exists,
+too small, in use, no space) and is untouched; 130, 143 interrupted by SIGINT, SIGTERM.)";
+
+}  // namespace
+
+std::function<int()> add_pull_command(CLI::App& app) {
+  const auto options = std::make_shared<PullOptions>();
+  CLI::App* command = app.add_subcommand("pull", "Copy a disk, or what has changed, from an NBD server");
+  options->source.add_to(*command);
+  add_target_options(*command, options->target, *options);
+  add_transfer_options(*command, *options);
+  command->footer(kFooter);
+  return [options, command] {
+    options->connections_given = command->count("--connections") != 0;
+    interpret(*options);
+    return run_pull_command(*options);
+  };
+}
+
+}  // namespace nbdelta::client

@@ -1,0 +1,141 @@
+#include "client/target/apply_target.hpp"
+
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <cstring>
+#include <vector>
+
+#include "image/image_lock.hpp"
+
+namespace nbdelta::client::target {
+namespace {
+
+constexpr std::size_t kZeros = kMiB;
+constexpr std::size_t kLongestMark = 16 * kKiB;
+
+/// Makes a range read zero without writing it. False where the file cannot.
+bool deallocate(const File& file, std::uint64_t offset, std::uint64_t length) {
+  const auto from = static_cast<off_t>(offset);
+  const auto count = static_cast<off_t>(length);
+  for (const int mode : {FALLOC_FL_PUNCH_HOLE, FALLOC_FL_ZERO_RANGE}) {
+    if (::fallocate(file.fd(), mode | FALLOC_FL_KEEP_SIZE, from, count) == 0)
+      return true;
+    if (errno != EOPNOTSUPP && errno != EINVAL && errno != ENOSYS && errno != ENODEV)
+      fail_errno("{}: cannot zero {} bytes at {}", file.name(), length, offset);
+  }
+  return false;
+}
+
+}  // namespace
+
+ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts)
+    : path_(path), mark_path_(path + ".nbdelta-unfinished"), doubts_(doubts) {
+  struct stat status {};
+  if (::stat(path.c_str(), &status) != 0)
+    refuse(errno, "{}: {}; --apply needs an image to write the changes into", path,
+           std::strerror(errno));
+  block_device_ = S_ISBLK(status.st_mode);
+  if (!block_device_ && !S_ISREG(status.st_mode))
+    refuse(EINVAL, "{}: neither a regular file nor a block device", path);
+}
+
+const image::ExtentMap& ApplyTarget::prepare(const Description& description,
+                                             asio::io_context& /*loop*/) {
+  // O_EXCL without O_CREAT: a block device that is mounted is refused.
+  file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));
+  try {
+    image::lock_image(file_, image::Access::write);
+  } catch (const Error& error) {
+    refuse(error.error_number(), "{}", error.what());
+  }
+  const std::uint64_t size = file_.size();
+  if (size < description.disk_size)
+    refuse(EINVAL, "{}: has {} bytes, the disk has {}; a larger one is needed", path_, size,
+           description.disk_size);
+  if (doubts_ == Doubts::refuse) {
+    check_look();
+    check_mark(description.source);
+  }
+  mark(description.source);
+  return *description.map;
+}
+
+/// The format is what the user says; but raw bytes in a qcow2 image destroy it.
+void ApplyTarget::check_look() const {
+  constexpr std::string_view kMagic = "QFI\xfb";
+  std::array<char, 4> start{};
+  const std::size_t got = file_.read_at(std::as_writable_bytes(std::span(start)), 0);
+  if (std::string_view(start.data(), got) == kMagic)
+    refuse(EINVAL,
+           "{}: begins like a qcow2 image, and --apply writes raw; pull into a new .qcow2 with "
+           "--base {} instead, or add --force if it really is raw",
+           path_, path_);
+}
+
+void ApplyTarget::check_mark(const std::string& source) const {
+  if (block_device_ || ::access(mark_path_.c_str(), F_OK) != 0)
+    return;
+  const File marked = File::open(mark_path_, O_RDONLY | O_NOFOLLOW);
+  std::string by(kLongestMark, '\0');
+  by.resize(marked.read_at(std::as_writable_bytes(std::span(by)), 0));
+  while (!by.empty() && by.back() == '\n')
+    by.pop_back();
+  if (by != source)
+    refuse(EEXIST,
+           "{}: an earlier pull from {} was not finished (see {}); finish that one first, or add "
+           "--force",
+           path_, by, mark_path_);
+}
+
+void ApplyTarget::mark(const std::string& source) {
+  started_ = true;
+  if (block_device_)
+    return;
+  const File mark = File::open(mark_path_, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
+  const std::string text = source + "\n";
+  mark.write_at(std::as_bytes(std::span(text)), 0);
+  mark.sync();
+  sync_folder_of(mark_path_);
+}
+
+void ApplyTarget::write_at(std::span<const std::byte> data, std::uint64_t offset) {
+  file_.write_at(data, offset);
+}
+
+void ApplyTarget::zero_at(std::uint64_t offset, std::uint64_t length) {
+  if (deallocate(file_, offset, length))
+    return;
+  static const std::vector<std::byte> zeros(kZeros);
+  for (const std::uint64_t end = offset + length; offset < end;) {
+    const std::size_t count = std::min<std::uint64_t>(zeros.size(), end - offset);
+    file_.write_at(std::span(zeros).first(count), offset);
+    offset += count;
+  }
+}
+
+void ApplyTarget::finish() {
+  file_.sync();
+  if (!block_device_) {
+    if (::unlink(mark_path_.c_str()) != 0)
+      fail_errno("{}: cannot be removed", mark_path_);
+    sync_folder_of(mark_path_);
+  }
+  finished_ = true;
+}
+
+std::string ApplyTarget::abandon() noexcept {
+  if (!started_ || finished_)
+    return {};
+  if (block_device_)
+    return fmt::format("{} is only partly written: pull into it again", path_);
+  return fmt::format("{} is only partly written, and marked so by {}: pull into it again", path_,
+                     mark_path_);
+}
+
+}  // namespace nbdelta::client::target

@@ -1,0 +1,22 @@
+#pragma once
+
+#include "client/target/target.hpp"
+
+namespace nbdelta::client::target {
+
+/// A target that is written to by system calls, in the thread that has the data: that is still in
+/// this processor's cache.
+class LocalTarget : public Target {
+ public:
+  std::unique_ptr<Writer> writer(asio::io_context& loop) final;
+
+ protected:
+  /// Both are safe to call from several threads.
+  virtual void write_at(std::span<const std::byte> data, std::uint64_t offset) = 0;
+  virtual void zero_at(std::uint64_t offset, std::uint64_t length) = 0;
+
+ private:
+  class LocalWriter;
+};
+
+}  // namespace nbdelta::client::target

@@ -1,0 +1,95 @@
+#include "client/target/new_file.hpp"
+
+#include <fcntl.h>
+#include <stdio.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+#include <utility>
+
+#include "base/units.hpp"
+#include "client/target/target.hpp"
+#include "image/image_lock.hpp"
+
+namespace nbdelta::client::target {
+
+NewFile::NewFile(std::string path, Existing existing)
+    : path_(std::move(path)), partial_(path_ + ".partial"), existing_(existing) {}
+
+void NewFile::check_name() const {
+  struct stat status {};
+  if (::lstat(path_.c_str(), &status) == 0 && existing_ == Existing::refuse)
+    refuse(EEXIST,
+           "{}: exists already; --force replaces it, --apply writes the changes into it (raw images "
+           "only)",
+           path_);
+}
+
+void NewFile::create() {
+  check_name();
+  file_ = File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW);
+  try {
+    image::lock_image(file_, image::Access::write);
+  } catch (const Error& error) {
+    refuse(error.error_number(), "{} (another pull into {}?)", error.what(), path_);
+  }
+  // Between open and lock another pull may have finished, and given this very file its name.
+  struct stat named {};
+  const struct stat locked = file_.status();
+  if (::lstat(partial_.c_str(), &named) != 0 || named.st_ino != locked.st_ino ||
+      named.st_dev != locked.st_dev)
+    refuse(EEXIST, "{}: another pull has just finished it", path_);
+  {
+    const std::lock_guard guard(mutex_);
+    if (state_ == State::abandoned)
+      fail(ECANCELED, "{}: interrupted", path_);
+    state_ = State::partial;
+  }
+  file_.resize(0);
+}
+
+void NewFile::check_space(std::uint64_t bytes) const {
+  struct statvfs space {};
+  if (::fstatvfs(file_.fd(), &space) != 0)
+    fail_errno("{}: cannot ask for the free space", partial_);
+  const std::uint64_t left = std::uint64_t{space.f_bavail} * space.f_frsize;
+  if (bytes > left)
+    refuse(ENOSPC, "{}: needs {}, but the file system has {} left", path_, format_size(bytes),
+           format_size(left));
+}
+
+void NewFile::publish() {
+  const std::lock_guard guard(mutex_);
+  if (state_ != State::partial)
+    fail(ECANCELED, "{}: interrupted", path_);
+  rename();
+  state_ = State::published;
+  sync_folder_of(path_);
+}
+
+void NewFile::rename() {
+  const unsigned flags = existing_ == Existing::replace ? 0 : RENAME_NOREPLACE;
+  if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0)
+    return;
+  if (errno == EEXIST)
+    fail(EEXIST, "{}: was made by somebody else in the meantime; --force replaces it", path_);
+  // A file system that cannot refuse by itself: a link can.
+  if (errno != EINVAL || ::link(partial_.c_str(), path_.c_str()) != 0)
+    fail_errno("{}: cannot be renamed to {}", partial_, path_);
+  ::unlink(partial_.c_str());
+}
+
+std::string NewFile::abandon() noexcept {
+  const std::lock_guard guard(mutex_);
+  const State before = std::exchange(state_, state_ == State::published ? state_ : State::abandoned);
+  if (before != State::partial)
+    return {};
+  if (::unlink(partial_.c_str()) != 0)
+    return fmt::format("{} could not be removed: {}", partial_, std::strerror(errno));
+  return fmt::format("{} was removed", partial_);
+}
+
+}  // namespace nbdelta::client::target

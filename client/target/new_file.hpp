@@ -1,0 +1,57 @@
+#pragma once
+
+#include <cstdint>
+#include <mutex>
+#include <string>
+
+#include "base/file.hpp"
+
+namespace nbdelta::client::target {
+
+/// What to do where the target's name is taken.
+enum class Existing : std::uint8_t {
+  refuse,
+  replace,  // by a new file, once that is complete
+  apply,    // write into it
+};
+
+/// A file that gets its name only when it is complete; until then it is NAME.partial, locked so that
+/// no other pull and no QEMU writes to it.
+///
+/// Invariant: the name is given, or the partial file is removed, never both; whoever comes first.
+class NewFile {
+ public:
+  NewFile(std::string path, Existing existing);
+
+  /// Throws TargetRefused where the name is taken and must not be replaced.
+  void check_name() const;
+
+  /// Makes the empty partial file, or takes over one that an interrupted pull has left.
+  void create();
+
+  /// Throws TargetRefused where the file system has not that many bytes left.
+  void check_space(std::uint64_t bytes) const;
+
+  /// Valid after create().
+  const File& file() const { return file_; }
+
+  /// Gives the file its name and makes that durable; the contents are durable already. Throws Error.
+  void publish();
+
+  /// Removes the partial file; says what was done.
+  std::string abandon() noexcept;
+
+ private:
+  enum class State : std::uint8_t { none, partial, published, abandoned };
+
+  void rename();
+
+  std::string path_;
+  std::string partial_;
+  Existing existing_;
+  File file_;
+  std::mutex mutex_;  // of state_
+  State state_ = State::none;
+};
+
+}  // namespace nbdelta::client::target

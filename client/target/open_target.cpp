@@ -1,0 +1,106 @@
+#include "client/target/open_target.hpp"
+
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <string_view>
+
+#include "client/target/apply_target.hpp"
+#include "client/target/nbd_target.hpp"
+#include "client/target/null_target.hpp"
+#include "client/target/qcow2_target.hpp"
+#include "client/target/raw_target.hpp"
+
+namespace nbdelta::client::target {
+namespace {
+
+using image::Format;
+
+// NBD URI specification, "NBD URI scheme".
+constexpr std::array<std::string_view, 6> kNbdSchemes{"nbd://",       "nbds://",      "nbd+unix://",
+                                                      "nbds+unix://", "nbd+vsock://", "nbds+vsock://"};
+
+template <class... Args>
+[[noreturn]] void misuse(fmt::format_string<Args...> format, Args&&... args) {
+  throw UsageError(EINVAL, fmt::format(format, std::forward<Args>(args)...));
+}
+
+bool is_nbd_uri(std::string_view name) {
+  return std::any_of(kNbdSchemes.begin(), kNbdSchemes.end(),
+                     [&](std::string_view scheme) { return name.starts_with(scheme); });
+}
+
+bool is_block_device(const std::string& path) {
+  struct stat status {};
+  return ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
+}
+
+Format format_of(const TargetOptions& options) {
+  if (options.format)
+    return *options.format;
+  return std::string_view(options.name).ends_with(".qcow2") ? Format::qcow2 : Format::raw;
+}
+
+/// Never by the contents: a guest chooses the bytes of a raw image.
+Format base_format(const TargetOptions& options) {
+  if (options.base_format)
+    return *options.base_format;
+  const std::string_view base = options.base;
+  if (base.ends_with(".qcow2"))
+    return Format::qcow2;
+  if (base.ends_with(".raw") || base.ends_with(".img"))
+    return Format::raw;
+  misuse("--base {}: its name does not tell the format; add --base-format qcow2 or raw", base);
+}
+
+void check_combination(const TargetOptions& options, bool is_qcow2) {
+  if (options.apply && is_qcow2)
+    misuse("{}: --apply writes into raw images and block devices; for qcow2 pull into a new file "
+           "with --base {}",
+           options.name, options.name);
+  if (!options.base.empty() && !is_qcow2)
+    misuse("--base is for a new qcow2 target, and {} is none", options.name);
+  if (options.base.empty() && options.base_format)
+    misuse("--base-format without --base");
+}
+
+std::unique_ptr<Target> open_file(const TargetOptions& options) {
+  const bool qcow2 = format_of(options) == Format::qcow2;
+  check_combination(options, qcow2);
+  const bool device = is_block_device(options.name);
+  if (device && qcow2)
+    misuse("{}: a block device takes a raw disk only", options.name);
+  if (device && !options.apply && !options.force)
+    refuse(EEXIST, "{}: is a block device; --apply or --force writes to it", options.name);
+  if (options.apply || device)
+    return std::make_unique<ApplyTarget>(options.name, options.force
+                                                           ? ApplyTarget::Doubts::ignore
+                                                           : ApplyTarget::Doubts::refuse);
+  const Existing existing = options.force ? Existing::replace : Existing::refuse;
+  if (!qcow2)
+    return std::make_unique<RawTarget>(options.name, existing);
+  image::Backing backing{options.base, Format::qcow2};
+  if (!options.base.empty())
+    backing.format = base_format(options);
+  return std::make_unique<Qcow2Target>(options.name, existing, std::move(backing));
+}
+
+}  // namespace
+
+std::unique_ptr<Target> open_target(const TargetOptions& options) {
+  if (options.name.empty())
+    misuse("the target has no name");
+  const bool nothing = options.name == "null:";
+  if (!nothing && !is_nbd_uri(options.name))
+    return open_file(options);
+  check_combination(options, false);
+  if (options.format)
+    misuse("--format is for files; {} is none", options.name);
+  if (nothing)
+    return std::make_unique<NullTarget>();
+  return std::make_unique<NbdTarget>(options.name, options.timeout);
+}
+
+}  // namespace nbdelta::client::target

@@ -1,0 +1,76 @@
+#include "client/target/qcow2_target.hpp"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <filesystem>
+#include <utility>
+
+namespace nbdelta::client::target {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr std::size_t kLongestBackingName = 1023;  // qcow2 spec, "Header"
+
+bool is_there(const fs::path& path) {
+  std::error_code ignored;
+  return fs::exists(path, ignored);
+}
+
+}  // namespace
+
+Qcow2Target::Qcow2Target(const std::string& path, Existing existing, image::Backing backing)
+    : path_(path), file_(path, existing), backing_(std::move(backing)) {
+  file_.check_name();
+  check_backing();
+}
+
+/// QEMU looks for a relative name in the overlay's folder, wherever we are run.
+void Qcow2Target::check_backing() const {
+  if (backing_.name.empty())
+    return;
+  if (backing_.name.size() > kLongestBackingName)
+    refuse(ENAMETOOLONG, "--base: at most {} bytes fit a qcow2 header", kLongestBackingName);
+  const fs::path folder = fs::path(path_).parent_path();
+  if (is_there(folder / backing_.name))
+    return;
+  if (!is_there(backing_.name))
+    refuse(ENOENT, "--base {}: there is no such file in the target's folder ({})", backing_.name,
+           folder.empty() ? "." : folder.string());
+  refuse(ENOENT, "--base is taken as relative to the target's folder: write --base {}",
+         fs::proximate(backing_.name, folder.empty() ? "." : folder).string());
+}
+
+const image::ExtentMap& Qcow2Target::prepare(const Description& description,
+                                             asio::io_context& /*loop*/) {
+  const bool whole = description.contents == Contents::whole_disk;
+  if (whole && !backing_.name.empty())
+    refuse(EINVAL,
+           "--base {}: the source gives the whole disk, so nothing is taken from a backing file; "
+           "leave --base out",
+           backing_.name);
+  if (!whole && backing_.name.empty())
+    fmt::print(stderr,
+               "nbdelta: warning: {} holds only changes; before use name what they are over: "
+               "qemu-img rebase -u -b PREVIOUS -F FORMAT {}\n",
+               path_, path_);
+  const std::uint64_t cluster_size = image::Qcow2Overlay::suitable_cluster_size(*description.map);
+  map_ = image::widen_to_clusters(*description.map, cluster_size);
+  file_.create();
+  overlay_.emplace(file_.file(), map_, cluster_size, backing_);
+  file_.check_space(overlay_->file_size());
+  return map_;
+}
+
+void Qcow2Target::write_at(std::span<const std::byte> data, std::uint64_t offset) {
+  overlay_->write(data, offset);
+}
+
+void Qcow2Target::finish() {
+  overlay_->finish();
+  file_.publish();
+}
+
+}  // namespace nbdelta::client::target
