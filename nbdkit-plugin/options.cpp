@@ -9,11 +9,12 @@
 namespace nbdelta::plugin {
 namespace {
 
-/// nbdkit changes to "/" when it goes to the background.
+/// nbdkit changes to "/" when it goes to the background. ".." stays: what it means is for the
+/// kernel to say, which follows symbolic links first.
 std::string absolute(std::string_view key, const std::string& path) {
   if (path.empty())
     fail(EINVAL, "{}=: expected a path", key);
-  return std::filesystem::absolute(path).lexically_normal().string();
+  return std::filesystem::absolute(path).string();
 }
 
 bool parse_switch(std::string_view key, const std::string& value) {
@@ -76,7 +77,7 @@ const char* Options::help() {
          "map-context=<CONTEXT>  The metadata context of map=, such as qemu:dirty-bitmap:b0.\n"
          "lock=on|off            Take part in QEMU's image locking (default: on).\n"
          "direct=on|off          Read data with O_DIRECT (default: off).\n"
-         "readahead=<SIZE>       Announce so much changed data ahead to the kernel (default: 0).";
+         "readahead=<SIZE>       Announce so much data ahead to the kernel (default: 16M).";
 }
 
 }  // namespace nbdelta::plugin

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "base/arithmetic.hpp"
 #include "image/disk.hpp"
 
 namespace nbdelta::plugin {
@@ -14,7 +15,7 @@ struct Options {
   image::OpenOptions open;
   std::string map;              // NBD URI, or a file's absolute path; empty: none
   std::string map_context;      // for `map`; empty: not given
-  std::uint64_t readahead = 0;  // bytes of changed data to announce ahead; 0: none
+  std::uint64_t readahead = 16 * kMiB;  // bytes of data to announce ahead; 0: none. bench/README.md
 
   /// Takes one parameter. Throws Error (EINVAL) for an unknown key or a bad value.
   void set(std::string_view key, const std::string& value);
