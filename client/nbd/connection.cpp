@@ -47,7 +47,11 @@ struct Connection::Completion {
 
 std::string libnbd_error() {
   const char* text = nbd_get_error();
-  return text == nullptr ? "no reason given" : text;
+  std::string_view message(text == nullptr ? "no reason given" : text);
+  const std::size_t colon = message.find(": ");  // after the function's name
+  if (message.starts_with("nbd_") && colon != std::string_view::npos)
+    message.remove_prefix(colon + 2);
+  return std::string(message);
 }
 
 std::shared_ptr<Connection> Connection::make(asio::io_context& loop, ConnectOptions options) {
@@ -253,16 +257,20 @@ void Connection::deliver() {
   if (std::exchange(delivering_, true))
     return;
   const auto keep = shared_from_this();
-  while (!done_.empty()) {  // a coroutine that goes on may add to it
+  const auto connected = [this] {
+    return connecting_ && (lost() || nbd_aio_is_connecting(handle_.get()) <= 0);
+  };
+  while (!done_.empty() || connected()) {  // a coroutine that goes on may bring about either
+    if (done_.empty()) {
+      Handler handler = std::move(*connecting_);
+      connecting_.reset();
+      std::move(handler)(0);
+      continue;
+    }
     const Done done = done_.back();
     done_.pop_back();
     if (auto entry = pending_.extract(done.id))
       std::move(entry.mapped())(done.error);
-  }
-  if (connecting_ && (lost() || nbd_aio_is_connecting(handle_.get()) <= 0)) {
-    Handler handler = std::move(*connecting_);
-    connecting_.reset();
-    std::move(handler)(0);
   }
   delivering_ = false;
 }
