@@ -1,5 +1,3 @@
-#include <fcntl.h>
-
 #include <boost/json/basic_parser_impl.hpp>
 #include <optional>
 #include <vector>
@@ -7,6 +5,7 @@
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
 #include "base/file.hpp"
+#include "image/permitted_file.hpp"
 #include "image/status_reply.hpp"
 #include "nbdkit-plugin/dirty_map.hpp"
 
@@ -58,25 +57,25 @@ class MapHandler {
   bool on_string_part(json::string_view part, std::size_t, json::error_code&) {
     return append(part);
   }
-  bool on_string(json::string_view part, std::size_t, json::error_code&) {
+  bool on_string(json::string_view part, std::size_t, json::error_code& status) {
     append(part);
     if (key_ == "description")
       element_.description = text_;
     text_.clear();
-    return true;
+    return in_extent(status);
   }
   bool on_number_part(json::string_view, json::error_code&) { return true; }
   bool on_int64(std::int64_t value, json::string_view, json::error_code& status) {
     if (value < 0)
       return refuse(status, "a negative number");
-    return take_number(static_cast<std::uint64_t>(value));
+    return take_number(static_cast<std::uint64_t>(value), status);
   }
-  bool on_uint64(std::uint64_t value, json::string_view, json::error_code&) {
-    return take_number(value);
+  bool on_uint64(std::uint64_t value, json::string_view, json::error_code& status) {
+    return take_number(value, status);
   }
-  bool on_double(double, json::string_view, json::error_code&) { return true; }
-  bool on_bool(bool, json::error_code&) { return true; }
-  bool on_null(json::error_code&) { return true; }
+  bool on_double(double, json::string_view, json::error_code& status) { return in_extent(status); }
+  bool on_bool(bool, json::error_code& status) { return in_extent(status); }
+  bool on_null(json::error_code& status) { return in_extent(status); }
   bool on_comment_part(json::string_view, json::error_code&) { return true; }
   bool on_comment(json::string_view, json::error_code&) { return true; }
 
@@ -99,21 +98,25 @@ class MapHandler {
     return true;
   }
 
-  bool take_number(std::uint64_t value) {
+  /// Nothing but extents may stand in the array.
+  bool in_extent(json::error_code& status) {
+    return depth_ == 2 || refuse(status, "expected an array of extents");
+  }
+
+  bool take_number(std::uint64_t value, json::error_code& status) {
     if (key_ == "offset")
       element_.offset = value;
     else if (key_ == "length")
       element_.length = value;
     else if (key_ == "type")
       element_.type = value;
-    return true;
+    return in_extent(status);
   }
 
   bool take_element(json::error_code& status) {
     if (!element_.offset || !element_.length || !element_.type)
-      return refuse(status, fmt::format("the extent after {:#x} lacks offset, length or type: is "
-                                        "this from 'nbdinfo --map --json'?",
-                                        map.size()));
+      return refuse(status,
+                    "an extent lacks offset, length or type: is this from 'nbdinfo --map --json'?");
     if (*element_.offset < map.size() || *element_.length == 0)
       return refuse(status, fmt::format("the extent of {} bytes at {:#x} is empty or not in order",
                                         *element_.length, *element_.offset));
@@ -143,22 +146,26 @@ class MapHandler {
 
 image::ExtentMap read_map_from_json(const std::string& path, const std::string& context,
                                     std::uint64_t disk_size) {
-  const File file = File::open(path, O_RDONLY);
+  const File file = image::open_image_file(path, 0);
   json::basic_parser<MapHandler> parser(json::parse_options{},
                                         context.starts_with(image::kDirtyBitmapPrefix));
   std::vector<std::byte> buffer(256 * kKiB);
-  json::error_code status;
-  for (std::uint64_t offset = 0;;) {
-    const std::size_t got = file.read_at(buffer, offset);
+  std::size_t got = 0;
+  std::uint64_t offset = 0;
+  do {
+    got = file.read_at(buffer, offset);
+    json::error_code status;
     const std::size_t used =
         parser.write_some(got > 0, reinterpret_cast<const char*>(buffer.data()), got, status);
-    if (status)
-      fail(EINVAL, "map={}: at byte {}: {}", path, offset + used,
-           parser.handler().problem.empty() ? status.message() : parser.handler().problem);
-    if (parser.done() || got == 0)
-      break;
+    MapHandler& handler = parser.handler();
+    if (status)  // the parser does not tell at which byte
+      fail(EINVAL, "map={}: after the extents of [0, {:#x}): {}", path, handler.map.size(),
+           handler.problem.empty() ? status.message() : handler.problem);
+    if (used < got)
+      fail(EINVAL, "map={}: at byte {}: something follows the array of extents", path,
+           offset + used);
     offset += got;
-  }
+  } while (got > 0);
   image::ExtentMap& map = parser.handler().map;
   if (round_up(map.size(), 512) != round_up(disk_size, 512))
     fail(EINVAL, "map={}: is of a disk of {} bytes; the image has {}", path, map.size(), disk_size);
