@@ -39,14 +39,14 @@ void Readahead::announce_more(const image::View& view) {
   if (frontier_ >= end)
     return;
   view.for_each_extent(frontier_, end - frontier_, [&](const image::Extent& extent) {
-    const std::uint64_t length = std::min(extent.length, size_);
+    const bool is_read = extent.state == image::State::data;
+    const std::uint64_t length = is_read ? std::min(extent.length, size_) : extent.length;
     frontier_ = extent.offset + length;
-    if (extent.state == image::State::data ||
-        (!view.is_changed_view() && !image::reads_zero(extent.state))) {
+    if (is_read) {
       view.disk().will_need(extent.offset, length);
       ahead_ += length;
     }
-    return ahead_ < size_ && length == extent.length;
+    return ahead_ < size_;
   });
 }
 
