@@ -73,8 +73,11 @@ class ChainOpener {
   }
 
   static std::string not_permitted(std::string_view what, const std::string& path) {
-    const std::string folder =
-        std::filesystem::path(std::filesystem::absolute(path)).parent_path().lexically_normal();
+    // Symbolic links resolved, as they are when the permission is looked at.
+    std::error_code unknown;
+    const std::string folder = std::filesystem::weakly_canonical(path, unknown).parent_path();
+    if (unknown)
+      return fmt::format("its {} '{}' is not in a permitted folder (see backing=)", what, path);
     return fmt::format("its {} '{}' is not in a permitted folder; backing={} would permit it", what,
                        path, folder);
   }
