@@ -116,7 +116,9 @@ Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, std::uint64_t guest, std::uint
     if (offset_in_cluster(guest + run.length) != 0)
       break;  // the rest of this cluster differs
   }
-  invariant(run.length != 0, "an L2 table's block holds whole entries");
+  if (run.length == 0)  // half an extended entry: the file was cut since it was opened
+    fail(EIO, "{}: L2 table at {:#x} of guest offset {:#x} is cut off by the end of the file",
+         name(), l2_table, guest);
   run.length = std::min(run.length, limit);
   return run;
 }
@@ -238,14 +240,8 @@ std::vector<DirtyBitmap::Info> Qcow2Layer::bitmaps() const {
 DirtyBitmap Qcow2Layer::bitmap(std::string_view wanted) const {
   std::string known;
   for (DirtyBitmap::Info& info : bitmaps()) {
-    if (info.name == wanted) {
-      if (header_.dirty_refcounts)
-        fail(EINVAL,
-             "{}: bitmap '{}': the image was not closed properly (incompatible feature bit 0): it "
-             "may miss writes",
-             name(), wanted);
-      return DirtyBitmap(std::move(info), metadata_, header_);
-    }
+    if (info.name == wanted)
+      return bitmap(std::move(info));
     known += (known.empty() ? "" : ", ") + info.name;
   }
   if (header_.bitmaps_stale)
@@ -256,6 +252,15 @@ DirtyBitmap Qcow2Layer::bitmap(std::string_view wanted) const {
         name(), wanted);
   fail(ENOENT, "{}: has no persistent bitmap '{}' (it has: {})", name(), wanted,
        known.empty() ? "none" : known);
+}
+
+DirtyBitmap Qcow2Layer::bitmap(DirtyBitmap::Info info) const {
+  if (header_.dirty_refcounts)
+    fail(EINVAL,
+         "{}: bitmap '{}': the image was not closed properly (incompatible feature bit 0): it may "
+         "miss writes",
+         name(), info.name);
+  return {std::move(info), metadata_, header_};
 }
 
 }  // namespace nbdelta::image

@@ -55,6 +55,9 @@ class Qcow2Layer final : public Layer {
   /// those that there are), or where it cannot be trusted; see DirtyBitmap.
   DirtyBitmap bitmap(std::string_view name) const;
 
+  /// The same for one of those that bitmaps() returned.
+  DirtyBitmap bitmap(DirtyBitmap::Info info) const;
+
  private:
   void check_l1() const;
   std::uint64_t check_l2_offset(std::uint64_t l1_entry, std::uint64_t guest) const;

@@ -55,7 +55,7 @@ void Exports::add_bitmaps() {
   }
   for (const image::DirtyBitmap::Info& info : infos) {
     try {
-      bitmaps_.push_back(std::make_unique<image::DirtyBitmap>(qcow2->bitmap(info.name)));
+      bitmaps_.push_back(std::make_unique<image::DirtyBitmap>(qcow2->bitmap(info)));
     } catch (const Error& error) {
       warnings_.push_back(std::string(error.what()) + "; it is not served");
       continue;

@@ -9,6 +9,8 @@
 #include <exception>
 #include <list>
 #include <memory>
+#include <span>
+#include <vector>
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
@@ -24,6 +26,9 @@ namespace {
 
 /// Extents of one reply at most, as many as QEMU's server sends; the client asks on from there.
 constexpr std::uint64_t kMostExtents = 131'072;
+
+/// nbdkit refuses a longer list (server/exports.c); those left out can be opened by name.
+constexpr std::size_t kMostListed = 10'000;
 
 /// One export and the readahead window that its connections share.
 struct Served {
@@ -94,7 +99,8 @@ int get_ready() {
 
 int list_exports(int /*readonly*/, int /*is_tls*/, nbdkit_exports* list) {
   return guarded(-1, [&] {
-    for (const Export& each : exports->all())
+    const std::vector<Export>& all = exports->all();
+    for (const Export& each : std::span(all).first(std::min(all.size(), kMostListed)))
       if (nbdkit_add_export(list, each.name.c_str(), each.description.c_str()) != 0)
         return -1;
     return 0;
