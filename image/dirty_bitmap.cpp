@@ -60,10 +60,12 @@ class DirectoryParser {
     if (round_up(used, 8) > bytes_.size() - at_)
       refuse("passes the directory's end");
     check(entry);
+    const char* const name =
+        reinterpret_cast<const char*>(bytes_.data() + at_ + sizeof entry + entry.extra_data_size);
+    if (std::memchr(name, 0, entry.name_size) != nullptr)
+      refuse("has a NUL byte in its name");
     DirtyBitmap::Info info{
-        .name = std::string(reinterpret_cast<const char*>(bytes_.data() + at_ + sizeof entry +
-                                                          entry.extra_data_size),
-                            entry.name_size),
+        .name = std::string(name, entry.name_size),
         .granularity = std::uint64_t{1} << entry.granularity_bits,
         .in_use = (entry.flags & kBitmapInUse) != 0,
         .enabled = (entry.flags & kBitmapAuto) != 0,
@@ -106,6 +108,22 @@ class DirectoryParser {
   std::size_t at_ = 0;
 };
 
+/// Two bitmaps that share a table: one of them says what the other should.
+void refuse_overlapping_tables(const File& file, const std::vector<DirtyBitmap::Info>& bitmaps) {
+  std::vector<const DirtyBitmap::Info*> tables;
+  for (const DirtyBitmap::Info& info : bitmaps)
+    if (info.table_entries != 0)
+      tables.push_back(&info);
+  std::sort(tables.begin(), tables.end(),
+            [](const auto* a, const auto* b) { return a->table_offset < b->table_offset; });
+  for (std::size_t i = 1; i < tables.size(); ++i) {
+    const DirtyBitmap::Info& before = *tables[i - 1];
+    if (tables[i]->table_offset - before.table_offset < before.table_entries * sizeof(be64))
+      fail(EIO, "{}: bitmap directory: the tables of '{}' ({:#x}) and '{}' ({:#x}) overlap",
+           file.name(), before.name, before.table_offset, tables[i]->name, tables[i]->table_offset);
+  }
+}
+
 }  // namespace
 
 std::vector<DirtyBitmap::Info> read_bitmap_directory(const File& file,
@@ -123,6 +141,7 @@ std::vector<DirtyBitmap::Info> read_bitmap_directory(const File& file,
   if (bitmaps.size() != place.count)
     fail(EIO, "{}: bitmap directory: has {} entries, the header says {}", file.name(),
          bitmaps.size(), place.count);
+  refuse_overlapping_tables(file, bitmaps);
   return bitmaps;
 }
 
