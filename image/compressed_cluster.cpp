@@ -25,12 +25,18 @@ bool inflate_cluster(std::span<const std::byte> compressed, std::span<std::byte>
   return (status == Z_STREAM_END || status == Z_BUF_ERROR) && stream.avail_out == 0;
 }
 
+/// What a decoder should support at least (RFC 8878, section 3.1.1.1.2): 8 MiB. A cluster never
+/// needs more, and a damaged one cannot ask for more memory.
+constexpr int kZstdWindowLog = 23;
+
 struct FreeContext {
   void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
 };
 
 bool zstd_cluster(std::span<const std::byte> compressed, std::span<std::byte> cluster) {
   const std::unique_ptr<ZSTD_DCtx, FreeContext> context(ZSTD_createDCtx());
+  if (context != nullptr)
+    ZSTD_DCtx_setParameter(context.get(), ZSTD_d_windowLogMax, kZstdWindowLog);
   ZSTD_inBuffer in{compressed.data(), compressed.size(), 0};
   ZSTD_outBuffer out{cluster.data(), cluster.size(), 0};
   while (context != nullptr && out.pos < out.size) {
