@@ -19,21 +19,37 @@ std::shared_ptr<BlockCache::Entry> BlockCache::find_or_add(const Key& key) {
   }
   recency_.emplace_front(key, std::make_shared<Entry>());
   index_.emplace(key, recency_.begin());
-  ++loads_;
   return recency_.front().second;
+}
+
+std::shared_ptr<BlockCache::Bytes> BlockCache::unused_block() const {
+  std::unique_ptr<Bytes> block;
+  {
+    const std::lock_guard lock(unused_->mutex);
+    if (!unused_->blocks.empty()) {
+      block = std::move(unused_->blocks.back());
+      unused_->blocks.pop_back();
+    }
+  }
+  if (block == nullptr)
+    block = std::make_unique<Bytes>();
+  const auto give_back = [unused = unused_](Bytes* bytes) {
+    const std::lock_guard lock(unused->mutex);
+    unused->blocks.emplace_back(bytes);
+  };
+  return {block.release(), give_back};
 }
 
 std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const Load& load) {
   const std::shared_ptr<Entry> entry = find_or_add(key);
   const std::lock_guard lock(entry->loading);
-  if (entry->bytes == nullptr)
-    entry->bytes = std::make_shared<const Bytes>(load());
+  if (entry->bytes == nullptr) {
+    ++loads_;
+    const std::shared_ptr<Bytes> block = unused_block();
+    load(*block);
+    entry->bytes = block;
+  }
   return entry->bytes;
-}
-
-std::uint64_t BlockCache::loads() const {
-  const std::lock_guard lock(mutex_);
-  return loads_;
 }
 
 }  // namespace nbdelta::image

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -15,14 +16,18 @@ namespace nbdelta::image {
 /// state.
 ///
 /// Invariants
-/// 1. The blocks that the cache holds, and those being loaded, take at most `capacity` bytes.
+/// 1. The blocks that the cache holds take at most `capacity` bytes. What a caller still holds or
+///    loads may outlive its place in the cache: one block a thread on top.
 /// 2. A block is loaded by one thread at a time; others that ask for it wait for that load.
 /// 3. A load that threw leaves nothing behind; the next asker tries again.
-/// What a caller still holds may outlive its place in the cache.
+/// 4. A block's memory goes to the next block, not back to malloc: blocks that one thread allocates
+///    and another frees would make malloc's arenas (one a thread) grow to several times the
+///    capacity.
 class BlockCache {
  public:
   using Bytes = std::vector<std::byte>;
-  using Load = std::function<Bytes()>;
+  /// Sets the block's length and fills it; it comes with any length and contents.
+  using Load = std::function<void(Bytes&)>;
 
   struct Key {
     std::uint64_t source = 0;  // which file, counted by its opener
@@ -40,7 +45,7 @@ class BlockCache {
   /// Blocks that are held at most.
   std::size_t most_blocks() const { return most_blocks_; }
   /// Loads so far.
-  std::uint64_t loads() const;
+  std::uint64_t loads() const { return loads_; }
 
  private:
   struct Entry {
@@ -52,15 +57,22 @@ class BlockCache {
       return static_cast<std::size_t>((key.offset ^ key.source << 56) * 0x9e3779b97f4a7c15U);
     }
   };
+  /// Blocks that nobody holds any more. Lives as long as the last block.
+  struct Unused {
+    std::mutex mutex;
+    std::vector<std::unique_ptr<Bytes>> blocks;  // guarded by `mutex`
+  };
   using Recency = std::list<std::pair<Key, std::shared_ptr<Entry>>>;
 
   std::shared_ptr<Entry> find_or_add(const Key& key);
+  std::shared_ptr<Bytes> unused_block() const;
 
   const std::size_t most_blocks_;
-  mutable std::mutex mutex_;  // guards all below
-  Recency recency_;           // most recently used first
+  const std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();
+  std::atomic<std::uint64_t> loads_{0};
+  std::mutex mutex_;  // guards all below
+  Recency recency_;   // most recently used first
   std::unordered_map<Key, Recency::iterator, Hash> index_;
-  std::uint64_t loads_ = 0;
 };
 
 }  // namespace nbdelta::image

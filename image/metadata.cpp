@@ -10,10 +10,9 @@ namespace nbdelta::image {
 MetadataReader::View MetadataReader::bytes(std::uint64_t offset, std::uint64_t length,
                                            std::string_view table) const {
   const std::uint64_t start = round_down(offset, kBlock);
-  auto block = cache_->get({.source = source_, .offset = start}, [&] {
-    BlockCache::Bytes fresh(kBlock);
+  auto block = cache_->get({.source = source_, .offset = start}, [&](BlockCache::Bytes& fresh) {
+    fresh.resize(kBlock);
     fresh.resize(file_->read_at(fresh, start));
-    return fresh;
   });
   const std::uint64_t skip = offset - start;
   if (skip >= block->size())

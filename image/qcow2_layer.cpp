@@ -195,13 +195,14 @@ void Qcow2Layer::read(std::span<std::byte> out, std::uint64_t offset, const Run&
     return;
   }
   const CompressedCluster place(raw(run.host_offset), header_.cluster_bits);
-  const auto cluster = decompressed_.get({.source = source_, .offset = place.offset},
-                                         [&] { return decompress(place, offset); });
+  const auto cluster =
+      decompressed_.get({.source = source_, .offset = place.offset},
+                        [&](BlockCache::Bytes& fresh) { decompress(place, offset, fresh); });
   std::memcpy(out.data(), cluster->data() + offset_in_cluster(offset), out.size());
 }
 
-BlockCache::Bytes Qcow2Layer::decompress(const CompressedCluster& place,
-                                         std::uint64_t guest) const {
+void Qcow2Layer::decompress(const CompressedCluster& place, std::uint64_t guest,
+                            BlockCache::Bytes& cluster) const {
   if (header_.external_data)
     fail(EIO, "{}: guest offset {:#x}: a compressed cluster in an image with an external data file",
          name(), guest);
@@ -215,11 +216,10 @@ BlockCache::Bytes Qcow2Layer::decompress(const CompressedCluster& place,
          name(), guest, place.offset, region->what);
   BlockCache::Bytes compressed(place.length);
   compressed.resize(data_.read_up_to(compressed, HostOffset{place.offset}));
-  BlockCache::Bytes cluster(header_.cluster_size());
+  cluster.resize(header_.cluster_size());
   if (!decompress_cluster(header_.compression, compressed, cluster))
     fail(EIO, "{}: guest offset {:#x}: the compressed cluster at {:#x} ({} bytes) is damaged",
          name(), guest, place.offset, compressed.size());
-  return cluster;
 }
 
 void Qcow2Layer::will_need(const Run& run) const {

@@ -68,7 +68,8 @@ class Qcow2Layer final : public Layer {
   Run piece_of_subclusters(std::uint64_t descriptor, std::uint64_t bitmap,
                            std::uint64_t guest) const;
   void check_data_offset(std::uint64_t host, std::uint64_t guest) const;
-  BlockCache::Bytes decompress(const struct CompressedCluster& place, std::uint64_t guest) const;
+  void decompress(const struct CompressedCluster& place, std::uint64_t guest,
+                  BlockCache::Bytes& cluster) const;
 
   std::uint64_t offset_in_cluster(std::uint64_t guest) const {
     return guest & (header_.cluster_size() - 1);
