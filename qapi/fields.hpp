@@ -75,7 +75,10 @@ class FieldReader {
   void operator()(std::string_view name, T& out) {
     const json::value* value = in_.if_contains(name);
     const std::string path = where_ + "." + std::string(name);
-    if constexpr (IsOptional<T>::value) {
+    if constexpr (std::same_as<T, std::optional<json::value>>) {
+      if (value != nullptr)
+        out = *value;  // null means something here
+    } else if constexpr (IsOptional<T>::value) {
       if (value != nullptr && !value->is_null())
         from_json(*value, out.emplace(), path);
     } else {

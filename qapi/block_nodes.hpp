@@ -1,0 +1,112 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qapi/command.hpp"
+
+/// What QEMU says of its block graph (QEMU qapi/block-core.json; members that are not used are left
+/// out).
+namespace nbdelta::qapi {
+
+/// "BlockDirtyInfo".
+struct BitmapInfo {
+  std::string name;
+  std::uint64_t count = 0;        // bytes that are dirty
+  std::uint64_t granularity = 0;  // bytes
+  bool recording = false;
+  bool busy = false;  // in use by a job or an export
+  bool persistent = false;
+  std::optional<bool> inconsistent;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("name", name);
+    visit("count", count);
+    visit("granularity", granularity);
+    visit("recording", recording);
+    visit("busy", busy);
+    visit("persistent", persistent);
+    visit("inconsistent", inconsistent);
+  }
+};
+
+/// "ImageInfo".
+struct ImageInfo {
+  std::string filename;
+  std::string format;
+  std::uint64_t virtual_size = 0;            // bytes
+  std::optional<std::uint64_t> actual_size;  // bytes
+  std::optional<std::string> backing_filename;
+  std::optional<std::string> full_backing_filename;
+  std::optional<std::string> backing_format;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("filename", filename);
+    visit("format", format);
+    visit("virtual-size", virtual_size);
+    visit("actual-size", actual_size);
+    visit("backing-filename", backing_filename);
+    visit("full-backing-filename", full_backing_filename);
+    visit("backing-filename-format", backing_format);
+  }
+};
+
+/// "BlockDeviceInfo": one node of the graph.
+struct NodeInfo {
+  std::optional<std::string> node_name;
+  std::string driver;
+  std::string file;
+  bool read_only = false;
+  std::uint64_t backing_depth = 0;
+  std::uint64_t write_threshold = 0;  // bytes; 0: none
+  ImageInfo image;
+  std::optional<std::vector<BitmapInfo>> bitmaps;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("node-name", node_name);
+    visit("drv", driver);
+    visit("file", file);
+    visit("ro", read_only);
+    visit("backing_file_depth", backing_depth);
+    visit("write_threshold", write_threshold);
+    visit("image", image);
+    visit("dirty-bitmaps", bitmaps);
+  }
+};
+
+/// "BlockInfo": what a guest sees as a disk.
+struct DeviceInfo {
+  std::string device;  // empty for one that was given nodes by name
+  std::optional<std::string> qdev;
+  bool removable = false;
+  std::optional<NodeInfo> inserted;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("device", device);
+    visit("qdev", qdev);
+    visit("removable", removable);
+    visit("inserted", inserted);
+  }
+};
+
+struct QueryBlock {
+  static constexpr std::string_view kName = "query-block";
+  using Result = std::vector<DeviceInfo>;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
+struct QueryNamedBlockNodes {
+  static constexpr std::string_view kName = "query-named-block-nodes";
+  using Result = std::vector<NodeInfo>;
+  std::optional<bool> flat;  // without the chain below each
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("flat", flat);
+  }
+};
+
+}  // namespace nbdelta::qapi
