@@ -103,6 +103,10 @@ Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, std::uint64_t guest, std::uint
     const std::uint64_t position = guest + run.length;
     const Run piece = words == 1 ? piece_of_cluster(entries[i], position)
                                  : piece_of_subclusters(entries[i], entries[i + 1], position);
+    if (piece.allocation == Allocation::data && !header_.external_data &&
+        round_down(raw(piece.host_offset), header_.cluster_size()) == l2_table)
+      fail(EIO, "{}: L2 table of guest offset {:#x}: host offset {:#x} is the L2 table itself",
+           name(), position, l2_table);
     const bool continues = piece.allocation == run.allocation &&
                            piece.allocation != Allocation::compressed &&
                            (piece.allocation != Allocation::data ||
