@@ -16,6 +16,8 @@ namespace {
 
 using Wait = asio::posix::stream_descriptor::wait_type;
 
+constexpr std::chrono::milliseconds kPatience{300};
+
 /// Counts the bytes of a read that the server really sent: it might leave some out, and what the
 /// buffer held before would be taken for them.
 int count_chunk(void* seen, const void* /*data*/, std::size_t count, std::uint64_t /*offset*/,
@@ -63,6 +65,7 @@ Connection::Connection(asio::io_context& loop, ConnectOptions options)
       options_(std::move(options)),
       handle_(nbd_create()),
       descriptor_(loop),
+      patience_(loop),
       watchdog_(loop) {
   if (!handle_)
     fail(ENOMEM, "{}: {}", name(), libnbd_error());
@@ -180,6 +183,16 @@ void Connection::lose(std::string_view reason) {
   });
 }
 
+void Connection::lose_soon(std::string_view reason) {
+  patience_.expires_after(kPatience);
+  patience_.async_wait([weak = weak_from_this(), reason = std::string(reason)](
+                           const boost::system::error_code& error) {
+    const auto self = weak.lock();
+    if (self && !error)
+      self->lose(reason);
+  });
+}
+
 /// Follows libnbd from one socket to the next while it tries the addresses of a host.
 void Connection::watch_descriptor() {
   const int fd = nbd_aio_get_fd(handle_.get());
@@ -217,21 +230,22 @@ void Connection::wait_for(Wait type) {
     if (error)
       self->lose(error.message());
     else
-      self->on_ready(type);
+      self->on_ready();
   });
 }
 
-void Connection::on_ready(Wait type) {
+/// Asio may report readiness that is over by now, and libnbd 1.14 must not be told what is not true:
+/// a read that finds nothing in the middle of a write makes it forget to go on writing. So ask again.
+void Connection::on_ready() {
   if (lost())
     return;
   last_progress_ = std::chrono::steady_clock::now();
-  nbd_handle* h = handle_.get();
-  const unsigned direction = nbd_aio_get_direction(h);  // may have changed since the wait began
+  const unsigned ready = ready_direction();
   int result = 0;
-  if (type == Wait::wait_read && (direction & LIBNBD_AIO_DIRECTION_READ) != 0)
-    result = nbd_aio_notify_read(h);
-  else if (type == Wait::wait_write && (direction & LIBNBD_AIO_DIRECTION_WRITE) != 0)
-    result = nbd_aio_notify_write(h);
+  if (ready == LIBNBD_AIO_DIRECTION_READ)
+    result = nbd_aio_notify_read(handle_.get());
+  else if (ready == LIBNBD_AIO_DIRECTION_WRITE)
+    result = nbd_aio_notify_write(handle_.get());
   if (result == -1)
     lose(libnbd_error());
   after_progress();
@@ -240,17 +254,21 @@ void Connection::on_ready(Wait type) {
 /// Whenever libnbd's state may have moved on.
 void Connection::after_progress() {
   const auto keep = shared_from_this();
-  if (!lost()) {
-    nbd_handle* h = handle_.get();
-    if (nbd_aio_is_dead(h) > 0)
-      lose("the connection broke");
-    else if (nbd_aio_is_closed(h) > 0)
-      lose("the server closed the connection");
-    else if (nbd_aio_is_connecting(h) > 0)
-      watch_descriptor();
-  }
+  notice_loss();
+  if (!lost() && nbd_aio_is_connecting(handle_.get()) > 0)
+    watch_descriptor();
   deliver();
   arm();
+}
+
+/// libnbd reports the death of a connection as one more errno of a command.
+void Connection::notice_loss() {
+  if (lost())
+    return;
+  if (nbd_aio_is_dead(handle_.get()) > 0)
+    lose("the connection broke");
+  else if (nbd_aio_is_closed(handle_.get()) > 0)
+    lose("the server closed the connection");
 }
 
 void Connection::deliver() {
@@ -269,6 +287,8 @@ void Connection::deliver() {
     }
     const Done done = done_.back();
     done_.pop_back();
+    if (done.error != 0)
+      notice_loss();
     if (auto entry = pending_.extract(done.id))
       std::move(entry.mapped())(done.error);
   }
@@ -293,7 +313,7 @@ void Connection::on_watchdog() {
   const auto now = std::chrono::steady_clock::now();
   if (now < last_progress_ + options_.timeout) {
     arm_watchdog();
-  } else if (descriptor_is_ready()) {  // it is us who were too busy to look, not the server
+  } else if (ready_direction() != 0) {  // it is us who were too busy to look, not the server
     last_progress_ = now;
     arm_watchdog();
   } else {
@@ -302,14 +322,19 @@ void Connection::on_watchdog() {
   }
 }
 
-bool Connection::descriptor_is_ready() const {
+/// One of the directions that libnbd waits for and that is ready; reading goes first. 0: none.
+unsigned Connection::ready_direction() const {
   const unsigned direction = nbd_aio_get_direction(handle_.get());
+  const bool reads = (direction & LIBNBD_AIO_DIRECTION_READ) != 0;
+  const bool writes = (direction & LIBNBD_AIO_DIRECTION_WRITE) != 0;
   pollfd poll{.fd = nbd_aio_get_fd(handle_.get()), .events = 0, .revents = 0};
-  if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0)
-    poll.events |= POLLIN;
-  if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0)
-    poll.events |= POLLOUT;
-  return ::poll(&poll, 1, 0) > 0;
+  poll.events = static_cast<short>((reads ? POLLIN : 0) | (writes ? POLLOUT : 0));
+  if (::poll(&poll, 1, 0) <= 0)
+    return 0;
+  constexpr int kBroken = POLLHUP | POLLERR;  // told by whatever libnbd does next
+  if (reads && (poll.revents & (POLLIN | kBroken)) != 0)
+    return LIBNBD_AIO_DIRECTION_READ;
+  return writes ? LIBNBD_AIO_DIRECTION_WRITE : 0;
 }
 
 }  // namespace nbdelta::client::nbd

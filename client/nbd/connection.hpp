@@ -104,6 +104,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   /// Gives the connection up; what is in flight completes with ConnectionLost.
   void lose(std::string_view reason);
 
+  /// The same a little later: what is in flight may still be answered. Servers do not take it well
+  /// when a client leaves in the middle (nbdkit 1.32 may abort).
+  void lose_soon(std::string_view reason);
+
   bool lost() const { return !lost_reason_.empty(); }
   const Export& negotiated() const { return export_; }
   const std::string& name() const { return options_.uri; }
@@ -143,13 +147,14 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void watch_descriptor();
   void arm();
   void wait_for(asio::posix::stream_descriptor::wait_type type);
-  void on_ready(asio::posix::stream_descriptor::wait_type type);
+  void on_ready();
   void after_progress();
+  void notice_loss();
   void deliver();
   void arm_watchdog();
   void on_watchdog();
   bool busy() const { return !pending_.empty() || connecting_.has_value(); }
-  bool descriptor_is_ready() const;
+  unsigned ready_direction() const;
 
   asio::io_context& loop_;
   ConnectOptions options_;
@@ -163,6 +168,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   bool waiting_read_ = false;
   bool waiting_write_ = false;
 
+  asio::steady_timer patience_;  // of lose_soon()
   asio::steady_timer watchdog_;
   bool watching_ = false;
   std::chrono::steady_clock::time_point last_progress_;

@@ -37,7 +37,7 @@ void Source::connect(const std::stop_token& give_up) {
 
 void Source::run(std::vector<asio::awaitable<void>> tasks, const std::stop_token& give_up) {
   const auto give_in = [this] {
-    asio::post(loop_, [connection = connection_] { connection->lose("interrupted"); });
+    asio::post(loop_, [connection = connection_] { connection->lose_soon("interrupted"); });
   };
   const std::stop_callback on_stop(stop_, give_in);
   const std::stop_callback on_give_up(give_up, give_in);

@@ -69,7 +69,7 @@ void Worker::run_slots() {
 
 asio::awaitable<void> Worker::settle_all(Slot& slot) {
   try {
-    while (!stop_.stop_requested()) {
+    while (!stop_.stop_requested() && !failed_) {
       if (!slot.operation)
         slot.operation = work_.next();
       if (!slot.operation)
@@ -83,7 +83,8 @@ asio::awaitable<void> Worker::settle_all(Slot& slot) {
   } catch (const nbd::ConnectionLost&) {
     throw;
   } catch (...) {  // the other slots need not go on
-    source_.connection().lose("given up");
+    failed_ = true;
+    source_.connection().lose_soon("given up");
     writer_->cancel();
     throw;
   }

@@ -53,6 +53,7 @@ class Worker {
   std::unique_ptr<std::byte, Unmap> memory_;
   std::vector<Slot> slots_;
   std::stop_token stop_;
+  bool failed_ = false;  // a slot has met an error that no new connection mends
 };
 
 }  // namespace nbdelta::client::pull

@@ -53,7 +53,7 @@ class NbdTarget::NbdWriter : public Writer {
       co_await connection_->flush();
   }
 
-  void cancel() noexcept override { connection_->lose("interrupted"); }
+  void cancel() noexcept override { connection_->lose_soon("interrupted"); }
   void is_open() { opened_ = true; }
 
  private:

@@ -56,7 +56,7 @@ class Writer {
   virtual asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) = 0;
   /// After this writer's last write.
   virtual asio::awaitable<void> flush() = 0;
-  /// Makes what is in flight fail.
+  /// Makes what is in flight fail soon.
   virtual void cancel() noexcept = 0;
 };
 

@@ -1,0 +1,294 @@
+// Real servers, every kind of target, compared with what QEMU's tools read.
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/arithmetic.hpp"
+#include "tests/client/client_run.hpp"
+#include "tests/support/qemu.hpp"
+#include "tests/support/random.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+constexpr std::uint64_t kDisk = 24 * kMiB;
+
+/// A disk with a full backup, a bitmap since then, and changes of each kind: new data, old data
+/// overwritten, zeroed, discarded.
+class ChangedDisk {
+ public:
+  explicit ChangedDisk(Random& random) {
+    create_image(image(), "qcow2", kDisk);
+    change(random, {"write -q -P"});
+    qemu_img({"convert", "-f", "qcow2", "-O", "raw", image(), full_raw()});
+    qemu_img({"convert", "-f", "qcow2", "-O", "qcow2", image(), full_qcow2()});
+    qemu_img({"bitmap", "--add", "-g", "64k", image(), "b0"});
+    change(random, {"write -q -P", "write -q -z", "discard -q", "write -q -z -u"});
+  }
+
+  std::string image() const { return folder_ / "disk.qcow2"; }
+  std::string full_raw() const { return folder_ / "full.raw"; }
+  std::string full_qcow2() const { return folder_ / "full.qcow2"; }
+  std::string operator/(std::string_view name) const { return folder_ / name; }
+
+  NbdServer qemu_nbd() const {
+    return NbdServer::qemu_nbd({"-r", "-f", "qcow2", "-B", "b0", image()});
+  }
+  NbdServer storage_daemon() const {
+    return NbdServer::storage_daemon(
+        {"--blockdev",
+         "qcow2,node-name=disk,read-only=on,file.driver=file,file.filename=" + image(), "--export",
+         "nbd,id=e,node-name=disk,name=,bitmaps.0=b0"});
+  }
+
+ private:
+  void change(Random& random, const std::vector<std::string>& kinds) const {
+    std::vector<std::string> commands;
+    for (int i = 0; i < 12; ++i) {
+      const std::string kind = kinds[static_cast<std::size_t>(i) % kinds.size()];
+      const std::uint64_t offset = random.below(kDisk / 512) * 512;
+      const std::uint64_t length =
+          std::min(random.between(1, 2000) * 512, kDisk - offset);
+      const std::string pattern =
+          kind.ends_with("-P") ? " " + std::to_string(random.between(1, 255)) : "";
+      commands.push_back(kind + pattern + " " + std::to_string(offset) + " " +
+                         std::to_string(length));
+    }
+    qemu_io(image(), "qcow2", commands);
+  }
+
+  TempFolder folder_;
+};
+
+const Command kContext{"--context", "qemu:dirty-bitmap:b0"};
+
+Command with_context(Command arguments) {
+  arguments.insert(arguments.end(), kContext.begin(), kContext.end());
+  return arguments;
+}
+
+class PullChanges : public ::testing::TestWithParam<const char*> {
+ protected:
+  NbdServer server() const {
+    return std::string(GetParam()) == "qemu_nbd" ? disk_.qemu_nbd() : disk_.storage_daemon();
+  }
+  Random random_ = Random::from_environment();
+  ChangedDisk disk_{random_};
+};
+
+TEST_P(PullChanges, IntoAnOverlay) {
+  const NbdServer from = server();
+  const auto result =
+      pulled(with_context({from.uri(), disk_ / "inc.qcow2", "--base", "full.qcow2"}));
+  EXPECT_TRUE(result.at("changed_view").as_bool());
+  EXPECT_EQ(result.at("disk_size").to_number<std::uint64_t>(), kDisk);
+  EXPECT_LT(result.at("bytes_written").to_number<std::uint64_t>(), kDisk);
+  EXPECT_EQ(check_complaints(disk_ / "inc.qcow2"), "");
+  EXPECT_EQ(difference(disk_ / "inc.qcow2", "qcow2", from.uri(), "raw"), "");
+  const auto info = image_info(disk_ / "inc.qcow2", "qcow2");
+  EXPECT_EQ(info.at("backing-filename").as_string(), "full.qcow2");
+  EXPECT_EQ(info.at("backing-filename-format").as_string(), "qcow2");
+}
+
+TEST_P(PullChanges, IntoAnOverlayOverRaw) {
+  const NbdServer from = server();
+  pulled(with_context({from.uri(), disk_ / "inc.qcow2", "--base", "full.raw"}));
+  EXPECT_EQ(difference(disk_ / "inc.qcow2", "qcow2", from.uri(), "raw"), "");
+}
+
+TEST_P(PullChanges, AppliedToTheFullImage) {
+  const NbdServer from = server();
+  pulled(with_context({from.uri(), disk_.full_raw(), "--apply"}));
+  EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
+  EXPECT_FALSE(std::filesystem::exists(disk_.full_raw() + ".nbdelta-unfinished"));
+}
+
+TEST_P(PullChanges, AppliedOverNbd) {
+  const NbdServer from = server();
+  {
+    const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
+    pulled(with_context({from.uri(), to.uri()}));
+  }
+  EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
+}
+
+TEST_P(PullChanges, AppliedOverNbdWithLargeBlocks) {
+  const NbdServer from = server();
+  {
+    const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw(), "blocksize-minimum=64K",
+                                                    "blocksize-preferred=64K"},
+                                           {"--filter=blocksize-policy"});
+    pulled(with_context({from.uri(), to.uri(), "--request-size", "64K"}));
+  }
+  EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
+}
+
+TEST_P(PullChanges, AppliedOverNbdWithoutWriteZeroes) {
+  const NbdServer from = server();
+  {
+    const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()}, {"--filter=nozero"});
+    pulled(with_context({from.uri(), to.uri()}));
+  }
+  EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
+}
+
+TEST_P(PullChanges, WholeDiskIgnoresTheContext) {
+  const NbdServer from = server();
+  const auto result = pulled(with_context({from.uri(), disk_ / "new.raw", "--full"}));
+  EXPECT_FALSE(result.at("changed_view").as_bool());
+  EXPECT_EQ(difference(disk_ / "new.raw", "raw", from.uri(), "raw"), "");
+}
+
+TEST_P(PullChanges, MapIsWhatNbdinfoSays) {
+  const NbdServer from = server();
+  const auto json = boost::json::parse(
+      run_ok(nbdelta_command(with_context({"map", from.uri(), "--json"}))));
+  std::vector<NbdExtent> dirty;
+  for (const auto& extent : json.as_array()) {
+    NbdExtent next{extent.at("offset").to_number<std::uint64_t>(),
+                   extent.at("length").to_number<std::uint64_t>(),
+                   extent.at("type").to_number<std::uint64_t>() == 1 ? 0U : 1U};
+    if (!dirty.empty() && dirty.back().type == next.type)
+      dirty.back().length += next.length;
+    else
+      dirty.push_back(next);
+  }
+  EXPECT_EQ(dirty, nbdinfo_map(from.uri(), kContext[1]));
+}
+
+INSTANTIATE_TEST_SUITE_P(Servers, PullChanges, ::testing::Values("qemu_nbd", "storage_daemon"),
+                         [](const auto& param) { return std::string(param.param); });
+
+struct Target {
+  const char* name;
+  const char* format;
+};
+
+class PullWhole : public ::testing::TestWithParam<Target> {
+ protected:
+  std::string target() const { return folder_ / ("out." + std::string(GetParam().name)); }
+  void check(const NbdServer& from, const Command& options = {}) {
+    Command command{from.uri(), target()};
+    command.insert(command.end(), options.begin(), options.end());
+    pulled(command);
+    EXPECT_EQ(difference(target(), GetParam().format, from.uri(), "raw"), "");
+    if (std::string(GetParam().format) == "qcow2") {
+      EXPECT_EQ(check_complaints(target()), "");
+    }
+  }
+  TempFolder folder_;
+};
+
+TEST_P(PullWhole, OfASparseFile) {
+  run_ok({"dd", "if=/dev/urandom", "of=" + folder_ / "disk", "bs=64K", "count=37", "status=none"});
+  run_ok({"dd", "if=/dev/urandom", "of=" + folder_ / "disk", "bs=64K", "count=37", "seek=999",
+          "status=none"});
+  run_ok({"truncate", "-s", "100M", folder_ / "disk"});
+  const NbdServer from = NbdServer::nbdkit("file", {folder_ / "disk"});
+  check(from);
+  EXPECT_LT(std::filesystem::file_size(target()), 100 * kMiB + 1);
+  struct stat status {};
+  ASSERT_EQ(::stat(target().c_str(), &status), 0);
+  EXPECT_LT(static_cast<std::uint64_t>(status.st_blocks) * 512, 6 * kMiB);
+}
+
+TEST_P(PullWhole, OfASizeThatIsNoMultipleOfAnything) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"5000123"});
+  pulled({from.uri(), target()});
+  const std::string back = folder_ / "back.raw";
+  qemu_img({"convert", "-f", GetParam().format, "-O", "raw", target(), back});
+  std::filesystem::resize_file(back, 5'000'123);  // qcow2 ends at a sector
+  run_ok({"nbdcopy", from.uri(), folder_ / "copy.raw"});
+  run_ok({"cmp", back, folder_ / "copy.raw"});
+}
+
+TEST_P(PullWhole, WithManyConnectionsAndSmallRequests) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"3M"});
+  check(from, {"--connections", "7", "--depth", "9", "--request-size", "12K"});
+}
+
+TEST_P(PullWhole, FromAServerWithBlocks) {
+  const NbdServer from = NbdServer::nbdkit(
+      "pattern", {"3M", "blocksize-minimum=4K", "blocksize-maximum=64K", "blocksize-error-policy=error"},
+      {"--filter=blocksize-policy"});
+  check(from);
+}
+
+TEST_P(PullWhole, FromAServerThatIsEmpty) {
+  const NbdServer from = NbdServer::nbdkit("memory", {"0"});
+  pulled({from.uri(), target()});
+  EXPECT_TRUE(std::filesystem::exists(target()));
+}
+
+TEST_P(PullWhole, FromAServerOfTheOldStyle) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"3M"}, {"--oldstyle"});
+  pulled({from.uri(), target()});
+  run_ok({"nbdcopy", from.uri(), folder_ / "copy.raw"});
+  EXPECT_EQ(difference(target(), GetParam().format, folder_ / "copy.raw", "raw"), "");
+}
+
+TEST_P(PullWhole, FromAServerWithoutExtents) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"3M"}, {"--filter=noextents"});
+  check(from);
+}
+
+INSTANTIATE_TEST_SUITE_P(Targets, PullWhole,
+                         ::testing::Values(Target{"raw", "raw"}, Target{"qcow2", "qcow2"}),
+                         [](const auto& param) { return std::string(param.param.name); });
+
+TEST(Pull, ToNullReadsEverything) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"10M"});
+  const auto result = pulled({from.uri(), "null:"});
+  EXPECT_EQ(result.at("bytes_read").to_number<std::uint64_t>(), 10 * kMiB);
+  EXPECT_EQ(result.at("connections").to_number<int>(), 2);
+}
+
+TEST(Pull, KeepsToTheRate) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"10M"});
+  const auto result = pulled({from.uri(), "null:", "--rate", "5M"});
+  EXPECT_NEAR(result.at("seconds").to_number<double>(), 2.0, 0.7);
+}
+
+TEST(Pull, BridgesSmallGapsAndWritesThemAsWhatTheyAre) {
+  const TempFolder folder;
+  create_image(folder / "disk.qcow2", "qcow2", 4 * kMiB, "cluster_size=4k");
+  std::vector<std::string> commands;
+  for (int i = 0; i < 64; ++i)
+    commands.push_back("write -q -P 7 " + std::to_string(i * 8) + "k 4k");
+  qemu_io(folder / "disk.qcow2", "qcow2", commands);
+  const NbdServer from = NbdServer::qemu_nbd({"-r", "-f", "qcow2", folder / "disk.qcow2"});
+  const auto number = [](const boost::json::value& value) {
+    return value.to_number<std::uint64_t>();
+  };
+  const auto bridged = pulled({from.uri(), folder / "a.raw", "--bridge", "4K"});
+  const auto exact = pulled({from.uri(), folder / "b.raw", "--bridge", "0"});
+  EXPECT_EQ(number(bridged.at("bytes_written")), 64 * 4 * kKiB);
+  EXPECT_EQ(number(exact.at("bytes_read")), 64 * 4 * kKiB);
+  EXPECT_EQ(number(exact.at("requests")), 64U);
+  EXPECT_EQ(number(bridged.at("requests")), 2U);
+  EXPECT_EQ(difference(folder / "a.raw", "raw", from.uri(), "raw"), "");
+  EXPECT_EQ(difference(folder / "b.raw", "raw", from.uri(), "raw"), "");
+}
+
+TEST(Pull, FromQemuNbdThatEndsWithItsFirstClient) {
+  const TempFolder folder;
+  create_image(folder / "disk.qcow2", "qcow2", kMiB);
+  qemu_io(folder / "disk.qcow2", "qcow2", {"write -q -P 7 0 1M"});
+  Background server({"qemu-nbd", "-r", "-f", "qcow2", "-k", folder / "s", "--pid-file",
+                     folder / "pid", folder / "disk.qcow2"});
+  while (!std::filesystem::exists(folder / "pid") && server.running())
+    server.wait(std::chrono::milliseconds(5));
+  pulled({"nbd+unix:///?socket=" + folder / "s", folder / "out.raw"});
+  EXPECT_EQ(difference(folder / "disk.qcow2", "qcow2", folder / "out.raw", "raw"), "");
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

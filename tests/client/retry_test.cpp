@@ -1,0 +1,209 @@
+// A connection that breaks costs what was in flight, and nothing else.
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+
+#include "base/arithmetic.hpp"
+#include "client/nbd/source.hpp"
+#include "tests/client/client_run.hpp"
+#include "tests/client/scripted_server.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+using Next = ScriptedServer::Next;
+using Request = ScriptedServer::Request;
+using Session = ScriptedServer::Session;
+using Type = ScriptedServer::Type;
+using std::chrono::milliseconds;
+
+/// Whether the file holds the disk of a ScriptedServer.
+bool holds_the_disk(const std::string& path, std::uint64_t size) {
+  std::ifstream file(path, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  if (bytes.size() != size)
+    return false;
+  for (std::uint64_t i = 0; i < size; ++i)
+    if (static_cast<std::byte>(bytes[i]) != ScriptedServer::disk_byte(i))
+      return false;
+  return true;
+}
+
+constexpr std::uint64_t kDisk = 4 * kMiB;
+
+ScriptedServer::Script disk_script() {
+  ScriptedServer::Script script;
+  script.size = [](unsigned) { return kDisk; };
+  return script;
+}
+
+TEST(RetryPolicy, PausesDoubleUpToTheLongest) {
+  const client::nbd::RetryPolicy policy;
+  EXPECT_EQ(policy.pause(0), milliseconds(100));
+  EXPECT_EQ(policy.pause(1), milliseconds(200));
+  EXPECT_EQ(policy.pause(6), milliseconds(6400));
+  EXPECT_EQ(policy.pause(7), milliseconds(10'000));
+  EXPECT_EQ(policy.pause(4'000'000'000U), milliseconds(10'000));
+}
+
+TEST(Retry, ConnectionThatClosesInTheMiddle) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session&, const Request& request) {
+    return request.type == Type::read && request.connection < 3 && request.number >= 4
+               ? Next::close
+               : Next::usual;
+  };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  const auto result = pulled({server.uri(), folder / "disk.raw"});
+  EXPECT_TRUE(holds_the_disk(folder / "disk.raw", kDisk));
+  EXPECT_GE(result.at("retries").to_number<int>(), 1);
+  EXPECT_EQ(result.at("bytes_written").to_number<std::uint64_t>(), kDisk);
+}
+
+TEST(Retry, ConnectionThatClosesInTheMiddleOfAReply) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session& session, const Request& request) {
+    if (request.type != Type::read || request.connection != 0 || request.offset < kMiB)
+      return Next::usual;
+    session.reply_cut(request, 100'000);
+    return Next::close;
+  };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  pulled({server.uri(), folder / "disk.raw"});
+  EXPECT_TRUE(holds_the_disk(folder / "disk.raw", kDisk));
+}
+
+TEST(Retry, ConnectionThatGoesSilent) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session&, const Request& request) {
+    return request.type == Type::read && request.connection == 0 && request.number > 5
+               ? Next::handled
+               : Next::usual;
+  };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  pulled({server.uri(), folder / "disk.raw", "--timeout", "0.5"});
+  EXPECT_TRUE(holds_the_disk(folder / "disk.raw", kDisk));
+}
+
+TEST(Retry, MapIsReadOn) {
+  ScriptedServer::Script script = disk_script();
+  script.size = [](unsigned) { return 100 * kGiB; };
+  script.on_request = [](const Session& session, const Request& request) {
+    if (request.connection == 0 && request.number > 20)
+      return Next::close;
+    session.reply_status(request, 0, {{request.length, 3}});
+    return Next::handled;
+  };
+  const ScriptedServer server(script);
+  const Outcome outcome = nbdelta({"map", server.uri()});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.out.find("107374182400  hole"), std::string::npos) << outcome.out;
+}
+
+TEST(Retry, GivesUpAfterAttemptsWithoutProgress) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session&, const Request& request) {
+    return request.type == Type::read ? Next::close : Next::usual;
+  };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  const Outcome outcome =
+      nbdelta({"pull", server.uri(), folder / "disk.raw", "--retries", "2", "--connections", "1"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("gave up after 2 attempts"), std::string::npos) << outcome.err;
+  EXPECT_EQ(server.connections(), 3U);
+  EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
+}
+
+TEST(Retry, ProgressStartsTheCountAnew) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session&, const Request& request) {
+    return request.number >= 3 ? Next::close : Next::usual;  // two or three reads a connection
+  };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  const auto result =
+      pulled({server.uri(), folder / "disk.raw", "--retries", "1", "--connections", "1"});
+  EXPECT_TRUE(holds_the_disk(folder / "disk.raw", kDisk));
+  EXPECT_GE(result.at("retries").to_number<int>(), 4);
+}
+
+TEST(Retry, OtherSizeAfterwardsIsAnError) {
+  ScriptedServer::Script script = disk_script();
+  script.size = [](unsigned connection) { return connection == 0 ? kDisk : 2 * kDisk; };
+  script.on_request = [](const Session&, const Request& request) {
+    return request.type == Type::read ? Next::close : Next::usual;
+  };
+  const ScriptedServer server(script);
+  const Outcome outcome = nbdelta({"pull", server.uri(), "null:", "--connections", "1"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("came back with another size: 8388608 bytes, before 4194304"),
+            std::string::npos)
+      << outcome.err;
+}
+
+TEST(Retry, SecondConnectionOfAnotherSizeIsAnError) {
+  ScriptedServer::Script script = disk_script();
+  script.size = [](unsigned connection) { return connection == 0 ? kDisk : 2 * kDisk; };
+  script.on_request = [](const Session&, const Request& request) {
+    if (request.type == Type::read)
+      std::this_thread::sleep_for(milliseconds(20));
+    return Next::usual;
+  };
+  const ScriptedServer server(script);
+  const Outcome outcome = nbdelta({"pull", server.uri(), "null:"});
+  EXPECT_EQ(outcome.status, 1) << outcome.err;
+}
+
+TEST(Retry, ServerThatTakesOneConnectionOnlyIsEnough) {
+  ScriptedServer::Script script = disk_script();
+  script.mute = [](unsigned connection) { return connection > 0; };
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  const auto start = std::chrono::steady_clock::now();
+  const auto result = pulled({server.uri(), folder / "disk.raw"});
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(20'000));
+  EXPECT_TRUE(holds_the_disk(folder / "disk.raw", kDisk));
+  EXPECT_EQ(result.at("connections").to_number<int>(), 1);
+}
+
+/// nbdkit, killed in the middle and started again.
+TEST(Retry, ServerThatIsKilledAndComesBack) {
+  const TempFolder folder;
+  const std::string image = folder / "disk.raw";
+  run_ok({"dd", "if=/dev/urandom", "of=" + image, "bs=1M", "count=64", "status=none"});
+  const std::string socket = folder / "socket";
+  const auto serve = [&] {
+    std::filesystem::remove(socket);
+    Background server({"nbdkit", "-f", "-U", socket, "--filter=rate", "file", image, "rate=200M"});
+    while (!std::filesystem::exists(socket) && server.running())
+      std::this_thread::sleep_for(milliseconds(5));
+    return server;
+  };
+  Background first = serve();
+  Background client(nbdelta_command(
+      {"pull", "--json", "nbd+unix:///?socket=" + socket, folder / "copy.raw"}));
+  std::this_thread::sleep_for(milliseconds(500));
+  EXPECT_TRUE(client.running()) << client.err();
+  first.signal(SIGKILL);
+  first.wait(milliseconds(5000));
+  const Background second = serve();
+  const auto outcome = client.wait(milliseconds(60'000));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 0) << outcome->err;
+  run_ok({"cmp", image, folder / "copy.raw"});
+  EXPECT_GE(boost::json::parse(outcome->out).at("retries").to_number<int>(), 1);
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

@@ -1,0 +1,267 @@
+// What a target refuses, and what becomes of files when things go wrong.
+
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <unistd.h>
+
+#include <filesystem>
+#include <string>
+
+#include "base/arithmetic.hpp"
+#include "base/file.hpp"
+#include "image/image_lock.hpp"
+#include "image/view.hpp"
+#include "tests/client/client_run.hpp"
+#include "tests/client/scripted_server.hpp"
+#include "tests/support/qemu.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr int kUsage = 2;
+constexpr int kRefused = 3;
+
+struct Refusal {
+  const char* name;
+  Command arguments;  // after the source, run in the folder
+  int status;
+  const char* message;  // a part of it
+};
+
+/// The folder has old.raw (1 MiB), small.raw (512 bytes), dir/base.qcow2, dir/base.bin; the source is
+/// a changed view of 1 MiB.
+class TargetRefusal : public ::testing::TestWithParam<Refusal> {
+ protected:
+  TargetRefusal() {
+    run_ok({"truncate", "-s", "1M", folder_ / "old.raw"});
+    run_ok({"truncate", "-s", "512", folder_ / "small.raw"});
+    fs::create_directory(folder_ / "dir");
+    create_image(folder_ / "dir/base.qcow2", "qcow2", kMiB);
+    run_ok({"cp", folder_ / "dir/base.qcow2", folder_ / "dir/base.bin"});
+    run_ok({"cp", folder_ / "dir/base.qcow2", folder_ / "image.img"});
+    run_ok({"truncate", "-s", "1M", folder_ / "image.img"});
+  }
+
+  static ScriptedServer::Script changed_view() {
+    ScriptedServer::Script script;
+    script.description = std::string(image::kChangedViewDescription) + "test";
+    return script;
+  }
+
+  TempFolder folder_;
+  ScriptedServer server_{changed_view()};
+};
+
+TEST_P(TargetRefusal, SaysWhatToDoAndTouchesNothing) {
+  const auto listing = [&] { return run_ok({"sh", "-c", "cd " + folder_.path() + " && ls -lRi --time-style=full-iso && cksum *.raw"}); };
+  const std::string before = listing();
+  Command command{"pull", server_.uri()};
+  command.insert(command.end(), GetParam().arguments.begin(), GetParam().arguments.end());
+  const Outcome outcome = nbdelta(command, {.input = {}, .environment = {}, .folder = folder_.path()});
+  EXPECT_EQ(outcome.status, GetParam().status) << outcome.err;
+  EXPECT_NE(outcome.err.find(GetParam().message), std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_EQ(listing(), before);
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rows, TargetRefusal,
+    ::testing::Values(
+        Refusal{"exists", {"old.raw"}, kRefused, "--force replaces it"},
+        Refusal{"exists_as_qcow2", {"dir/base.qcow2"}, kRefused, "--force replaces it"},
+        Refusal{"changes_into_raw", {"new.raw"}, kRefused, "use --apply on the previous full image"},
+        Refusal{"nothing_to_apply_to", {"new.raw", "--apply"}, kRefused, "--apply needs an image"},
+        Refusal{"apply_to_a_folder", {"dir", "--apply"}, kRefused, "neither a regular file"},
+        Refusal{"apply_to_qcow2", {"dir/base.qcow2", "--apply"}, kUsage, "--base"},
+        Refusal{"apply_to_qcow2_in_disguise", {"image.img", "--apply"}, kRefused,
+                "begins like a qcow2 image"},
+        Refusal{"too_small", {"small.raw", "--apply"}, kRefused, "a larger one is needed"},
+        Refusal{"base_of_raw", {"new.raw", "--base", "dir/base.qcow2"}, kUsage, "qcow2 target"},
+        Refusal{"base_format_alone", {"new.qcow2", "--base-format", "raw"}, kUsage, "without --base"},
+        Refusal{"base_of_unknown_format", {"dir/new.qcow2", "--base", "base.bin"}, kUsage,
+                "--base-format"},
+        Refusal{"base_missing", {"new.qcow2", "--base", "none.qcow2"}, kRefused, "no such file"},
+        Refusal{"base_relative_to_us", {"dir/new.qcow2", "--base", "dir/base.qcow2"}, kRefused,
+                "write --base base.qcow2"},
+        Refusal{"base_with_full", {"new.qcow2", "--base", "dir/base.qcow2", "--full",
+                                   "--context", "qemu:dirty-bitmap:x"},
+                kRefused, "leave --base out"},
+        Refusal{"unknown_format", {"new", "--format", "vmdk"}, kUsage, "vmdk"},
+        Refusal{"format_of_null", {"null:", "--format", "raw"}, kUsage, "null:"},
+        Refusal{"bad_rate", {"null:", "--rate", "fast"}, kUsage, "--rate"},
+        Refusal{"bad_request_size", {"null:", "--request-size", "1"}, kUsage, "--request-size"},
+        Refusal{"bad_connections", {"null:", "--connections", "0"}, kUsage, "--connections"},
+        Refusal{"no_folder", {"nowhere/new.qcow2"}, 1, "nowhere/new.qcow2.partial"}),
+    [](const auto& param) { return std::string(param.param.name); });
+
+TEST(Target, ChangesWithoutBaseAreAllowedWithAWarning) {
+  ScriptedServer::Script script;
+  script.description = std::string(image::kChangedViewDescription) + "test";
+  const ScriptedServer server(script);
+  const TempFolder folder;
+  const Outcome outcome = nbdelta({"pull", server.uri(), folder / "inc.qcow2"});
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_NE(outcome.err.find("qemu-img rebase -u"), std::string::npos) << outcome.err;
+}
+
+TEST(Target, ForceReplacesOnceComplete) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  run_ok({"sh", "-c", "echo old > " + folder / "disk.raw"});
+  pulled({from.uri(), folder / "disk.raw", "--force"});
+  EXPECT_EQ(difference(folder / "disk.raw", "raw", from.uri(), "raw"), "");
+  EXPECT_FALSE(fs::exists(folder / "disk.raw.partial"));
+}
+
+TEST(Target, LeftOverPartialFileIsTakenOver) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  run_ok({"truncate", "-s", "5M", folder / "disk.raw.partial"});
+  pulled({from.uri(), folder / "disk.raw"});
+  EXPECT_EQ(fs::file_size(folder / "disk.raw"), kMiB);
+}
+
+TEST(Target, PartialFileIsNoSymbolicLink) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  run_ok({"sh", "-c", "echo precious > " + folder / "other"});
+  fs::create_symlink(folder / "other", folder / "disk.raw.partial");
+  EXPECT_EQ(nbdelta({"pull", from.uri(), folder / "disk.raw"}).status, 1);
+  EXPECT_EQ(run_ok({"cat", folder / "other"}), "precious\n");
+}
+
+TEST(Target, TwoPullsDoNotCollide) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"100M"});
+  const TempFolder folder;
+  Background first(
+      nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--rate", "20M", "--quiet"}));
+  while (!fs::exists(folder / "disk.raw.partial") && first.running())
+    first.wait(std::chrono::milliseconds(5));
+  first.wait(std::chrono::milliseconds(50));  // it locks right after
+  const Outcome second = nbdelta({"pull", from.uri(), folder / "disk.raw"});
+  EXPECT_EQ(second.status, kRefused) << second.err;
+  EXPECT_NE(second.err.find("another pull"), std::string::npos) << second.err;
+  EXPECT_TRUE(fs::exists(folder / "disk.raw.partial"));
+  const auto outcome = first.wait(std::chrono::milliseconds(60'000));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 0) << outcome->err;
+  EXPECT_EQ(difference(folder / "disk.raw", "raw", from.uri(), "raw"), "");
+}
+
+TEST(Target, ImageInUseIsNotAppliedTo) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", kMiB);
+  const NbdServer user = NbdServer::qemu_nbd({"-r", "-f", "raw", folder / "disk.raw"});
+  const Outcome outcome = nbdelta({"pull", from.uri(), folder / "disk.raw", "--apply"});
+  EXPECT_EQ(outcome.status, kRefused) << outcome.err;
+  EXPECT_FALSE(fs::exists(folder / "disk.raw.nbdelta-unfinished"));
+}
+
+TEST(Target, MarkOfAnotherSourceIsRespected) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", kMiB);
+  const std::string mark = folder / "disk.raw.nbdelta-unfinished";
+  const Command pull{"pull", from.uri(), folder / "disk.raw", "--apply"};
+  run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + mark});
+  const Outcome refused = nbdelta(pull);
+  EXPECT_EQ(refused.status, kRefused);
+  EXPECT_NE(refused.err.find("nbd://elsewhere/"), std::string::npos) << refused.err;
+  EXPECT_EQ(run_ok({"cat", mark}), "nbd://elsewhere/\n");
+
+  run_ok({"sh", "-c", "echo '" + from.uri() + "' > " + mark});
+  EXPECT_EQ(nbdelta(pull).status, 0);
+  EXPECT_FALSE(fs::exists(mark));
+
+  run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + mark});
+  EXPECT_EQ(run(nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--apply", "--force"})).status, 0);
+  EXPECT_FALSE(fs::exists(mark));
+}
+
+TEST(Target, NbdThatIsTooSmallOrReadOnlyIsRefused) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"2M"});
+  const NbdServer small = NbdServer::nbdkit("memory", {"1M"});
+  const NbdServer fixed = NbdServer::nbdkit("memory", {"2M"}, {"-r"});
+  EXPECT_EQ(nbdelta({"pull", from.uri(), small.uri()}).status, kRefused);
+  EXPECT_EQ(nbdelta({"pull", from.uri(), fixed.uri()}).status, kRefused);
+}
+
+TEST(Target, NbdThatFailsIsAnError) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"2M"});
+  const NbdServer to = NbdServer::nbdkit("memory", {"2M", "error-pwrite=ENOSPC",
+                                                    "error-pwrite-rate=100%"}, {"--filter=error"});
+  const Outcome outcome = nbdelta({"pull", from.uri(), to.uri()});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("No space left on device"), std::string::npos) << outcome.err;
+  EXPECT_NE(outcome.err.find("only partly written"), std::string::npos) << outcome.err;
+}
+
+TEST(Target, FileSizeLimitRemovesThePartialFile) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"20M"});
+  const TempFolder folder;
+  for (const char* name : {"disk.raw", "disk.qcow2"}) {
+    // SIGXFSZ would be the end of the process; ignored, write(2) fails with EFBIG.
+    const Outcome outcome =
+        run({"sh", "-c", "trap '' XFSZ; ulimit -f 8192; exec \"$@\"", "sh", nbdelta_program(), "pull",
+             from.uri(), folder / name});
+    EXPECT_EQ(outcome.status, 1) << outcome.err;
+    EXPECT_NE(outcome.err.find("partial was removed"), std::string::npos) << outcome.err;
+    EXPECT_TRUE(fs::is_empty(folder.path()));
+  }
+}
+
+/// A tmpfs of 4 MiB; only root can mount one.
+class FullFileSystem : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0)
+      GTEST_SKIP() << "only root can mount a small file system";
+    if (::mount("tmpfs", folder_.path().c_str(), "tmpfs", 0, "size=4m") != 0)
+      GTEST_SKIP() << "mount is not permitted here";
+  }
+  ~FullFileSystem() override { ::umount2(folder_.path().c_str(), MNT_DETACH); }
+  TempFolder folder_;
+};
+
+TEST_F(FullFileSystem, IsNoticedBeforehand) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"20M"});
+  for (const char* name : {"disk.raw", "disk.qcow2"}) {
+    const Outcome outcome = nbdelta({"pull", from.uri(), folder_ / name});
+    EXPECT_EQ(outcome.status, kRefused);
+    EXPECT_NE(outcome.err.find("needs 20"), std::string::npos) << outcome.err;
+    EXPECT_TRUE(fs::is_empty(folder_.path()));
+  }
+}
+
+TEST_F(FullFileSystem, IsNoticedInTheMiddle) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"3M"});
+  Background client(
+      nbdelta_command({"pull", from.uri(), folder_ / "disk.raw", "--rate", "1M", "--request-size", "64K"}));
+  while (!fs::exists(folder_ / "disk.raw.partial") && client.running())
+    client.wait(std::chrono::milliseconds(5));
+  client.wait(std::chrono::milliseconds(200));
+  run({"dd", "if=/dev/zero", "of=" + folder_ / "filler", "bs=64K", "status=none"});
+  const auto outcome = client.wait(std::chrono::milliseconds(20'000));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 1);
+  EXPECT_NE(outcome->err.find("No space left on device"), std::string::npos) << outcome->err;
+  EXPECT_NE(outcome->err.find("disk.raw.partial was removed"), std::string::npos) << outcome->err;
+  EXPECT_FALSE(fs::exists(folder_ / "disk.raw"));
+}
+
+TEST_F(FullFileSystem, UnderAnAppliedImageIsAnErrorAndTheMarkStays) {
+  run_ok({"truncate", "-s", "20M", folder_ / "disk.raw"});
+  const NbdServer from = NbdServer::nbdkit("pattern", {"20M"});
+  const Outcome outcome = nbdelta({"pull", from.uri(), folder_ / "disk.raw", "--apply"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("marked so by"), std::string::npos) << outcome.err;
+  EXPECT_TRUE(fs::exists(folder_ / "disk.raw.nbdelta-unfinished"));
+}
+
+}  // namespace
+}  // namespace nbdelta::testing
