@@ -24,6 +24,10 @@ if(NBDELTA_SANITIZE)
                       -fno-sanitize-recover=all)
   add_link_options(-fsanitize=${NBDELTA_SANITIZE})
 endif()
+if(NBDELTA_FUZZ)
+  add_compile_options(-fsanitize=fuzzer-no-link,address,undefined -fno-sanitize-recover=all)
+  add_link_options(-fsanitize=address,undefined)
+endif()
 
 # Large files on 32-bit machines, pread64 and the like behind their plain names.
 add_compile_definitions(_FILE_OFFSET_BITS=64)

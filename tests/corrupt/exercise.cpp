@@ -15,10 +15,10 @@ using image::Extent;
 using image::View;
 
 constexpr std::size_t kMostErrors = 200;
-constexpr std::uint64_t kMostExtents = 4096;  // of one walk
+constexpr std::uint64_t kMostExtents = 1024;  // of one walk
 constexpr std::uint64_t kWalk = 256 * kMiB;   // from the disk's start, and up to its end
 constexpr std::uint64_t kMostBitmaps = 64;
-constexpr std::uint64_t kMostReads = 512;
+constexpr std::uint64_t kMostReads = 64;
 constexpr std::size_t kRead = 16 * kKiB;
 
 class Exerciser {
