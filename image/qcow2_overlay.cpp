@@ -229,7 +229,7 @@ std::uint64_t Qcow2Overlay::suitable_cluster_size(const ExtentMap& map) {
 
 Qcow2Overlay::Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t cluster_size,
                            const Backing& backing)
-    : file_(&file), map_(&map), cluster_size_(cluster_size) {
+    : file_(&file), map_(&map) {
   invariant(is_power_of_two(cluster_size) && cluster_size >= kSmallestCluster,
             "an overlay's cluster size is a power of two, at least 4 KiB");
   if (backing.name.size() > kMaxBackingNameLength)

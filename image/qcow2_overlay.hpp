@@ -52,7 +52,6 @@ class Qcow2Overlay {
 
   const File* file_;
   const ExtentMap* map_;
-  std::uint64_t cluster_size_;
   std::uint64_t data_start_ = 0;  // host offset of the first data cluster
   std::uint64_t file_size_ = 0;
   std::string header_;  // the first cluster, up to its used length
