@@ -13,8 +13,8 @@ namespace nbdelta::plugin {
 struct Options {
   std::string image;  // absolute
   image::OpenOptions open;
-  std::string map;              // NBD URI, or a file's absolute path; empty: none
-  std::string map_context;      // for `map`; empty: not given
+  std::string map;                      // NBD URI, or a file's absolute path; empty: none
+  std::string map_context;              // for `map`; empty: not given
   std::uint64_t readahead = 16 * kMiB;  // bytes of data to announce ahead; 0: none. bench/README.md
 
   /// Takes one parameter. Throws Error (EINVAL) for an unknown key or a bad value.
