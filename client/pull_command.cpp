@@ -216,7 +216,7 @@ void add_target_options(CLI::App& command, target::TargetOptions& target, PullOp
       .add_option("TARGET", target.name,
                   "FILE.qcow2, any other FILE or block device (raw), an NBD URI, or null:")
       ->required();
-  command.add_flag("--force", target.force, "replace an existing target once the new one is complete");
+  command.add_flag("--force", target.force, "replace an existing target, once the new one is complete; with --apply: in any case");
   command.add_flag("--apply", target.apply,
                    "write the changes into an existing raw image or block device");
   command.add_option("--format", options.format, "of TARGET; default by its name")

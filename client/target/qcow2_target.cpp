@@ -34,8 +34,11 @@ void Qcow2Target::check_backing() const {
   if (backing_.name.size() > kLongestBackingName)
     refuse(ENAMETOOLONG, "--base: at most {} bytes fit a qcow2 header", kLongestBackingName);
   const fs::path folder = fs::path(path_).parent_path();
-  if (is_there(folder / backing_.name))
+  if (is_there(folder / backing_.name)) {
+    if (is_there(path_) && fs::equivalent(folder / backing_.name, path_))
+      refuse(EINVAL, "--base {}: is the target itself, which --force would replace", backing_.name);
     return;
+  }
   if (!is_there(backing_.name))
     refuse(ENOENT, "--base {}: there is no such file in the target's folder ({})", backing_.name,
            folder.empty() ? "." : folder.string());

@@ -1,15 +1,20 @@
 // SIGINT and SIGTERM: a second, a clean place, a message, an exit status.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <sys/wait.h>
+#include <signal.h>
+#include <unistd.h>
 
+#include <atomic>
 #include <chrono>
-#include <csignal>
+#include <cstdlib>
+#include <functional>
 #include <filesystem>
 #include <string>
 #include <thread>
 
 #include "base/arithmetic.hpp"
+#include "client/interruptible.hpp"
 #include "tests/client/client_run.hpp"
 #include "tests/client/scripted_server.hpp"
 #include "tests/support/temp_folder.hpp"
@@ -110,6 +115,46 @@ TEST_F(Interruption, WorksWhileTheTargetServerIsSilent) {
   const Outcome outcome = interrupt({from.uri(), to.uri()}, SIGINT);
   EXPECT_EQ(outcome.status, 130);
   EXPECT_NE(outcome.err.find("only partly written"), std::string::npos) << outcome.err;
+}
+
+/// Does not end when it should, as a thread in the kernel on a disk that does not answer.
+[[noreturn]] void run_stubborn_job(int signals, const std::function<void()>& abandon) {
+  sigset_t terminate;
+  sigemptyset(&terminate);
+  sigaddset(&terminate, SIGTERM);
+  ::pthread_sigmask(SIG_BLOCK, &terminate, nullptr);  // in the sender too
+  std::atomic<bool> started = false;
+  std::jthread sender([&] {
+    while (!started)
+      std::this_thread::sleep_for(milliseconds(1));
+    for (int i = 0; i < signals; ++i) {
+      ::kill(::getpid(), SIGTERM);
+      std::this_thread::sleep_for(milliseconds(100));  // or both would be one
+    }
+  });
+  client::run_interruptibly({.job =
+                                 [&](std::stop_source&) {
+                                   started = true;
+                                   std::this_thread::sleep_for(milliseconds(20'000));
+                                 },
+                             .abandon = abandon});
+  std::_Exit(99);
+}
+
+class InterruptionDeathTest : public ::testing::Test {
+ protected:
+  void SetUp() override { GTEST_FLAG_SET(death_test_style, "threadsafe"); }
+};
+
+TEST_F(InterruptionDeathTest, JobThatDoesNotEndIsLeft) {
+  const auto start = steady_clock::now();
+  EXPECT_EXIT(run_stubborn_job(1, [] { fmt::print(stderr, "abandoned\n"); }),
+              ::testing::ExitedWithCode(143), "abandoned");
+  EXPECT_LT(steady_clock::now() - start, milliseconds(2500));
+}
+
+TEST_F(InterruptionDeathTest, SecondSignalExitsAtOnce) {
+  EXPECT_EXIT(run_stubborn_job(2, [] { std::_Exit(98); }), ::testing::ExitedWithCode(143), "");
 }
 
 }  // namespace
