@@ -189,12 +189,11 @@ std::vector<Damage> damages() {
       {"L1 entry past the end", K::plain, in_l1(kTiB),
        "L1 entry of guest offset 0x0: the L2 table at 0x10000000000 passes the end of the file "
        "({end})"},
-      {"L1 entry at the header", K::plain,
+      {"L1 entry at the L1 table", K::plain,
        [](const std::string& path, const Places& at) {
-         // Offset 0 means "none"; the L1 table is the nearest.
          write_number<std::uint64_t>(path, at.l1, at.l1);
        },
-       "overlaps the L1 table"},
+       "L1 entry of guest offset 0x0: the L2 table at 0x"},
       {"two L1 entries with one L2 table", K::plain,
        [](const std::string& path, const Places& at) {
          write_number<std::uint64_t>(path, at.l1 + 8, at.l2);

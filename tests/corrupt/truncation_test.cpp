@@ -52,8 +52,12 @@ TEST_P(Corrupt, TruncatedAtEveryLength) {
 
 TEST_P(Corrupt, FileThatIsCutWhileItIsOpen) {
   const File file = File::open(path, O_RDWR);
-  const std::uint64_t step = bytes.size() / 500 + 1;
-  for (std::uint64_t length = 0; length < bytes.size(); length += step) {
+  std::vector<std::uint64_t> lengths;
+  for (std::uint64_t length = 0; length < bytes.size(); length += bytes.size() / 500 + 1)
+    lengths.push_back(length);
+  for (std::uint64_t half = 8; half < 64; half += 16)  // of an extended L2 entry
+    lengths.push_back(Places(path).l2 + half);
+  for (const std::uint64_t length : lengths) {
     const image::Disk disk = open_unlocked(path);
     file.resize(length);
     Exercise result;
