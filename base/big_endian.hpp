@@ -1,8 +1,10 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 namespace nbdelta {
 
@@ -13,18 +15,29 @@ class BigEndian {
  public:
   BigEndian() = default;
   BigEndian(Unsigned value) {  // NOLINT(google-explicit-constructor): it is the integer
-    for (std::size_t i = sizeof(Unsigned); i-- > 0; value = static_cast<Unsigned>(value >> 8))
-      bytes_[i] = static_cast<unsigned char>(value);
+    const Unsigned stored = swapped(value);
+    std::memcpy(bytes_.data(), &stored, sizeof stored);
   }
 
   operator Unsigned() const {  // NOLINT(google-explicit-constructor): it is the integer
-    Unsigned value = 0;
-    for (unsigned char byte : bytes_)
-      value = static_cast<Unsigned>(static_cast<std::uint64_t>(value) << 8 | byte);
-    return value;
+    Unsigned stored = 0;
+    std::memcpy(&stored, bytes_.data(), sizeof stored);
+    return swapped(stored);
   }
 
  private:
+  /// Compilers turn this into one instruction, which a loop over the bytes is not with GCC 12.
+  static constexpr Unsigned swapped(Unsigned value) {
+    if constexpr (std::endian::native == std::endian::big)
+      return value;
+    else if constexpr (sizeof(Unsigned) == 2)
+      return __builtin_bswap16(value);
+    else if constexpr (sizeof(Unsigned) == 4)
+      return __builtin_bswap32(value);
+    else
+      return __builtin_bswap64(value);
+  }
+
   std::array<unsigned char, sizeof(Unsigned)> bytes_;
 };
 
