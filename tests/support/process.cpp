@@ -32,6 +32,7 @@ struct Package {
 
 constexpr std::array kPackages{
     Package{"certtool", "gnutls-bin"},
+    Package{"fusermount3", "fuse3"},
     Package{"mkfs.ext4", "e2fsprogs"},
     Package{"nbdcopy", "libnbd-bin"},
     Package{"nbdfuse", "libnbd-bin"},
@@ -41,7 +42,7 @@ constexpr std::array kPackages{
     Package{"qemu-img", "qemu-utils"},
     Package{"qemu-io", "qemu-utils"},
     Package{"qemu-nbd", "qemu-utils"},
-    Package{"qemu-storage-daemon", "qemu-system-common"},
+    Package{"qemu-storage-daemon", "qemu-system-common (Debian 13: qemu-utils)"},
 };
 
 FileDescriptor memory_file(std::string_view contents = {}) {
