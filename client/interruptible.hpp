@@ -17,8 +17,8 @@ struct Interruptible {
 };
 
 /// Runs the job. SIGINT or SIGTERM stops it; it has 700 ms to end by itself. A second signal exits
-/// at once. Returns 0, or 128 + the signal that interrupted it; throws what the job threw otherwise.
-/// Call it before there are other threads: it blocks both signals for them.
+/// at once. Returns 0, or 128 + the signal that interrupted it; throws what the job threw
+/// otherwise. Call it before there are other threads: it blocks both signals for them.
 int run_interruptibly(const Interruptible& work);
 
 }  // namespace nbdelta::client

@@ -29,7 +29,8 @@ struct MapOptions {
 
 constexpr std::array kStates{State::data, State::unchanged, State::zero, State::hole};
 
-/// As `nbdinfo --map` describes the flags of base:allocation; nbdkit-delta-plugin's map= reads this.
+/// As `nbdinfo --map` describes the flags of base:allocation; nbdkit-delta-plugin's map= reads
+/// this.
 constexpr std::string_view description(State state) {
   constexpr std::array<std::string_view, 4> kNames{"data", "hole", "zero", "hole,zero"};
   return kNames[static_cast<std::size_t>(state)];
@@ -104,8 +105,8 @@ constexpr const char* kFooter = R"(Example:
   nbdelta map 'nbd+unix:///dirty:b0?socket=/run/nbd.sock'
   nbdelta map nbd://localhost/disk0 --context qemu:dirty-bitmap:b0 --json > map.json
 
-The JSON is what `nbdinfo --map --json` prints and what map= of nbdkit-delta-plugin reads; of changes,
-type 0 is changed, 2 changed and reads zero, 1 not changed.
+The JSON is what `nbdinfo --map --json` prints and what map= of nbdkit-delta-plugin reads; of
+changes, type 0 is changed, 2 changed and reads zero, 1 not changed.
 Exit status: 0 done; 1 failed; 2 the command line makes no sense; 130, 143 interrupted.)";
 
 }  // namespace

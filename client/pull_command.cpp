@@ -101,12 +101,12 @@ void PullJob::pull(std::stop_source& stop) {
   const image::ExtentMap map = nbd::read_map(*source_);
   result_.map_seconds = seconds_since(start);
 
-  const target::Description description{
-      .source = options_.source.uri,
-      .disk_size = exported.size,
-      .contents = exported.shows_changes() ? target::Contents::changes
-                                           : target::Contents::whole_disk,
-      .map = &map};
+  const target::Description description{.source = options_.source.uri,
+                                        .disk_size = exported.size,
+                                        .contents = exported.shows_changes()
+                                                        ? target::Contents::changes
+                                                        : target::Contents::whole_disk,
+                                        .map = &map};
   const image::ExtentMap& followed = target_->prepare(description, source_->loop());
   pull::Settings settings = options_.settings;
   if (!exported.multi_conn && !options_.connections_given)
@@ -146,8 +146,8 @@ void print_summary(const PullOptions& options, const PullJob& job) {
   const Result& result = job.result();
   const pull::Counters& counters = job.counters();
   const double moving = result.seconds - result.map_seconds;
-  const auto rate = static_cast<std::uint64_t>(
-      moving > 0 ? static_cast<double>(counters.read) / moving : 0);
+  const auto rate =
+      static_cast<std::uint64_t>(moving > 0 ? static_cast<double>(counters.read) / moving : 0);
   fmt::print(stderr, "{}: {} {}written, {} zero, {} extent{}, in {} ({}/s)\n", options.target.name,
              format_size(counters.written), result.changed_view ? "changed and " : "",
              format_size(counters.zeroed), result.extents, result.extents == 1 ? "" : "s",
@@ -159,14 +159,14 @@ int run_pull_command(PullOptions& options) {
   pull::Progress progress(
       options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(),
       job.counters());
-  const Interruptible work{
-      .job = [&](std::stop_source& stop) { job.run(stop); },
-      .tick = [&] { progress.tick(Clock::now()); },
-      .abandon =
-          [&] {
-            const std::string done = job.abandon();
-            fmt::print(stderr, "nbdelta: interrupted{}{}\n", done.empty() ? "" : "; ", done);
-          }};
+  const Interruptible work{.job = [&](std::stop_source& stop) { job.run(stop); },
+                           .tick = [&] { progress.tick(Clock::now()); },
+                           .abandon =
+                               [&] {
+                                 const std::string done = job.abandon();
+                                 fmt::print(stderr, "nbdelta: interrupted{}{}\n",
+                                            done.empty() ? "" : "; ", done);
+                               }};
   int status = kDone;
   try {
     status = run_interruptibly(work);
@@ -189,15 +189,16 @@ void interpret(PullOptions& options) {
   const auto between = [](std::uint64_t value, std::uint64_t low, std::uint64_t high,
                           std::string_view what) {
     if (value < low || value > high)
-      throw target::UsageError(EINVAL, fmt::format("{}: must be {} to {}", what, format_size(low),
-                                                   format_size(high)));
+      throw target::UsageError(
+          EINVAL, fmt::format("{}: must be {} to {}", what, format_size(low), format_size(high)));
     return value;
   };
   try {
     pull::Settings& settings = options.settings;
     settings.request_size = between(parse_size(options.request_size, "--request-size"),
                                     kSmallestRequest, kLargestRequest, "--request-size");
-    settings.bridge = between(parse_size(options.bridge, "--bridge"), 0, kLargestBridge, "--bridge");
+    settings.bridge =
+        between(parse_size(options.bridge, "--bridge"), 0, kLargestBridge, "--bridge");
     if (!options.rate.empty())
       settings.rate = between(parse_size(options.rate, "--rate"), 1, UINT64_MAX, "--rate");
     if (!options.format.empty())
@@ -216,7 +217,9 @@ void add_target_options(CLI::App& command, target::TargetOptions& target, PullOp
       .add_option("TARGET", target.name,
                   "FILE.qcow2, any other FILE or block device (raw), an NBD URI, or null:")
       ->required();
-  command.add_flag("--force", target.force, "replace an existing target, once the new one is complete; with --apply: in any case");
+  command.add_flag(
+      "--force", target.force,
+      "replace an existing target, once the new one is complete; with --apply: in any case");
   command.add_flag("--apply", target.apply,
                    "write the changes into an existing raw image or block device");
   command.add_option("--format", options.format, "of TARGET; default by its name")
@@ -242,10 +245,12 @@ void add_transfer_options(CLI::App& command, PullOptions& options) {
   command.add_option("--request-size", options.request_size, "bytes of one request at most")
       ->type_name("SIZE")
       ->capture_default_str();
-  command.add_option("--bridge", options.bridge, "gaps up to this size are read rather than skipped")
+  command
+      .add_option("--bridge", options.bridge, "gaps up to this size are read rather than skipped")
       ->type_name("SIZE")
       ->capture_default_str();
-  command.add_option("--rate", options.rate, "bytes a second at most, as in 50M")->type_name("SIZE");
+  command.add_option("--rate", options.rate, "bytes a second at most, as in 50M")
+      ->type_name("SIZE");
   command.add_flag("--quiet", options.quiet, "no progress and no summary");
   command.add_flag("--json", options.json, "print the result as a JSON object");
 }
@@ -262,7 +267,8 @@ too small, in use, no space) and is untouched; 130, 143 interrupted by SIGINT, S
 
 std::function<int()> add_pull_command(CLI::App& app) {
   const auto options = std::make_shared<PullOptions>();
-  CLI::App* command = app.add_subcommand("pull", "Copy a disk, or what has changed, from an NBD server");
+  CLI::App* command =
+      app.add_subcommand("pull", "Copy a disk, or what has changed, from an NBD server");
   options->source.add_to(*command);
   add_target_options(*command, options->target, *options);
   add_transfer_options(*command, *options);

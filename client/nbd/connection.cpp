@@ -185,8 +185,8 @@ void Connection::lose(std::string_view reason) {
 
 void Connection::lose_soon(std::string_view reason) {
   patience_.expires_after(kPatience);
-  patience_.async_wait([weak = weak_from_this(), reason = std::string(reason)](
-                           const boost::system::error_code& error) {
+  patience_.async_wait([weak = weak_from_this(),
+                        reason = std::string(reason)](const boost::system::error_code& error) {
     const auto self = weak.lock();
     if (self && !error)
       self->lose(reason);
@@ -221,8 +221,8 @@ void Connection::arm() {
 }
 
 void Connection::wait_for(Wait type) {
-  descriptor_.async_wait(type, [weak = weak_from_this(), type, generation = generation_](
-                                   const boost::system::error_code& error) {
+  descriptor_.async_wait(type, [weak = weak_from_this(), type,
+                                generation = generation_](const boost::system::error_code& error) {
     const auto self = weak.lock();
     if (!self || generation != self->generation_)
       return;
@@ -234,8 +234,9 @@ void Connection::wait_for(Wait type) {
   });
 }
 
-/// Asio may report readiness that is over by now, and libnbd 1.14 must not be told what is not true:
-/// a read that finds nothing in the middle of a write makes it forget to go on writing. So ask again.
+/// Asio may report readiness that is over by now, and libnbd 1.14 must not be told what is not
+/// true: a read that finds nothing in the middle of a write makes it forget to go on writing. So
+/// ask again.
 void Connection::on_ready() {
   if (lost())
     return;

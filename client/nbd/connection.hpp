@@ -117,8 +117,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
   struct CloseHandle {
     void operator()(nbd_handle* handle) const { nbd_close(handle); }
   };
-  /// Receives 0, or why the operation failed (an errno value). Never assign one: the move assignment
-  /// of Boost 1.81 recurses without end.
+  /// Receives 0, or why the operation failed (an errno value). Never assign one: the move
+  /// assignment of Boost 1.81 recurses without end.
   using Handler = asio::any_completion_handler<void(int)>;
   /// What an operation asks for, for messages.
   struct Request {

@@ -26,8 +26,7 @@ constexpr std::uint64_t kIdleReplies = std::uint64_t{1} << 20;
 class MapReader {
  public:
   explicit MapReader(Source& source)
-      : source_(source),
-        region_(source.negotiated().long_status ? kLongRegion : kRegion) {}
+      : source_(source), region_(source.negotiated().long_status ? kLongRegion : kRegion) {}
 
   ExtentMap read() {
     const Export& exported = source_.negotiated();
@@ -100,8 +99,8 @@ std::uint64_t MapReader::take(StatusReply& reply, std::uint64_t offset, std::uin
                               ExtentMap& region) const {
   const std::string& name = source_.options().uri;
   if (reply.damaged)
-    fail(EPROTO, "{}: block status of {} bytes at {}: a context is there twice or is too long", name,
-         length, offset);
+    fail(EPROTO, "{}: block status of {} bytes at {}: a context is there twice or is too long",
+         name, length, offset);
   const auto append = [&region](const image::Extent& extent) {
     region.append(extent.length, extent.state);
     return true;

@@ -112,9 +112,9 @@ void Connection::learn_export() {
   export_.name = take_string(nbd_get_export_name(h));
   export_.size = static_cast<std::uint64_t>(size);
   // Who wants the whole disk from a changed view reads the unchanged part too.
-  export_.changed_view = options_.view != View::whole_disk &&
-                         take_string(nbd_get_export_description(h))
-                             .starts_with(image::kChangedViewDescription);
+  export_.changed_view =
+      options_.view != View::whole_disk &&
+      take_string(nbd_get_export_description(h)).starts_with(image::kChangedViewDescription);
   export_.has_allocation = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
   export_.has_bitmap = !options_.bitmap_context.empty() &&
                        nbd_can_meta_context(h, options_.bitmap_context.c_str()) > 0;

@@ -26,8 +26,8 @@ struct RetryPolicy {
 /// it was lost. For one thread; all functions block, and throw Error (ECANCELED) once a stop is
 /// requested.
 ///
-/// Invariant: after the first connect() the export never changes its size or its kind; a server that
-/// comes back with another is an Error.
+/// Invariant: after the first connect() the export never changes its size or its kind; a server
+/// that comes back with another is an Error.
 class Source {
  public:
   Source(ConnectOptions options, RetryPolicy policy, std::stop_token stop);

@@ -11,8 +11,7 @@ using image::State;
 
 ReadRange read_range(const Operation& operation, const Limits& limits, std::uint64_t disk_size) {
   const std::uint64_t begin = round_down(operation.offset, limits.minimum_block);
-  const std::uint64_t end =
-      std::min(round_up(operation.end(), limits.minimum_block), disk_size);
+  const std::uint64_t end = std::min(round_up(operation.end(), limits.minimum_block), disk_size);
   return {begin, end - begin};
 }
 

@@ -17,8 +17,7 @@ constexpr std::chrono::seconds kBetweenLines{10};
 std::string progress_line(const Snapshot& snapshot) {
   if (snapshot.total == 0)
     return "reading the map";
-  const double share =
-      static_cast<double>(snapshot.done) / static_cast<double>(snapshot.total);
+  const double share = static_cast<double>(snapshot.done) / static_cast<double>(snapshot.total);
   std::string line = fmt::format("{} of {}, {:.0f} %", format_size(snapshot.done),
                                  format_size(snapshot.total), 100 * share);
   if (snapshot.seconds <= 0 || snapshot.done == 0)
@@ -26,8 +25,8 @@ std::string progress_line(const Snapshot& snapshot) {
   const double rate = static_cast<double>(snapshot.done) / snapshot.seconds;
   line += fmt::format(", {}/s", format_size(static_cast<std::uint64_t>(rate)));
   if (snapshot.done < snapshot.total)
-    line += fmt::format(", {} left",
-                        format_duration(static_cast<double>(snapshot.total - snapshot.done) / rate));
+    line += fmt::format(
+        ", {} left", format_duration(static_cast<double>(snapshot.total - snapshot.done) / rate));
   return line;
 }
 
@@ -47,8 +46,8 @@ void Progress::tick(Clock::time_point now) {
     return;
   shown_ = now;
   const std::chrono::duration<double> elapsed = now - started_;
-  const std::string line =
-      progress_line({counters_.written + counters_.zeroed, total, total == 0 ? 0 : elapsed.count()});
+  const std::string line = progress_line(
+      {counters_.written + counters_.zeroed, total, total == 0 ? 0 : elapsed.count()});
   if (style_ == Style::lines) {
     fmt::print(stderr, "{}\n", line);
   } else {

@@ -32,8 +32,8 @@ Worker::Worker(nbd::Source& source, target::Target& target, Work& work, Counters
                unsigned depth)
     : source_(source), work_(work), counters_(counters), writer_(target.writer(source.loop())) {
   const std::size_t each = round_up(work.limits().request_size, kPage);
-  void* memory = ::mmap(nullptr, each * depth, PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      ::mmap(nullptr, each * depth, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED)  // NOLINT: a macro of the C library
     fail_errno("{} buffers of {} bytes", depth, each);
   memory_ = {static_cast<std::byte*>(memory), Unmap{each * depth}};

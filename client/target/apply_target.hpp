@@ -21,8 +21,7 @@ class ApplyTarget : public LocalTarget {
   /// Throws TargetRefused where the file does not exist or is neither of both kinds.
   ApplyTarget(const std::string& path, Doubts doubts);
 
-  const image::ExtentMap& prepare(const Description& description,
-                                  asio::io_context& loop) override;
+  const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   void finish() override;
   std::string abandon() noexcept override;
 

@@ -64,8 +64,7 @@ class NbdTarget::NbdWriter : public Writer {
 NbdTarget::NbdTarget(std::string uri, std::chrono::milliseconds timeout)
     : options_{.uri = std::move(uri), .bitmap_context = {}, .timeout = timeout} {}
 
-const image::ExtentMap& NbdTarget::prepare(const Description& description,
-                                           asio::io_context& loop) {
+const image::ExtentMap& NbdTarget::prepare(const Description& description, asio::io_context& loop) {
   auto connection = nbd::Connection::make(loop, options_);
   nbd::run_one(loop, connection->connect());
   export_ = connection->negotiated();

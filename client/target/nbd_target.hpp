@@ -16,8 +16,7 @@ class NbdTarget : public Target {
  public:
   NbdTarget(std::string uri, std::chrono::milliseconds timeout);
 
-  const image::ExtentMap& prepare(const Description& description,
-                                  asio::io_context& loop) override;
+  const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   std::unique_ptr<Writer> writer(asio::io_context& loop) override;
   unsigned maximum_writers() const override;
   std::uint64_t zero_size() const override { return 128 * kMiB; }

@@ -22,10 +22,11 @@ NewFile::NewFile(std::string path, Existing existing)
 void NewFile::check_name() const {
   struct stat status {};
   if (::lstat(path_.c_str(), &status) == 0 && existing_ == Existing::refuse)
-    refuse(EEXIST,
-           "{}: exists already; --force replaces it, --apply writes the changes into it (raw images "
-           "only)",
-           path_);
+    refuse(
+        EEXIST,
+        "{}: exists already; --force replaces it, --apply writes the changes into it (raw images "
+        "only)",
+        path_);
 }
 
 void NewFile::create() {
@@ -84,7 +85,8 @@ void NewFile::rename() {
 
 std::string NewFile::abandon() noexcept {
   const std::lock_guard guard(mutex_);
-  const State before = std::exchange(state_, state_ == State::published ? state_ : State::abandoned);
+  const State before =
+      std::exchange(state_, state_ == State::published ? state_ : State::abandoned);
   if (before != State::partial)
     return {};
   if (::unlink(partial_.c_str()) != 0)

@@ -15,8 +15,8 @@ enum class Existing : std::uint8_t {
   apply,    // write into it
 };
 
-/// A file that gets its name only when it is complete; until then it is NAME.partial, locked so that
-/// no other pull and no QEMU writes to it.
+/// A file that gets its name only when it is complete; until then it is NAME.partial, locked so
+/// that no other pull and no QEMU writes to it.
 ///
 /// Invariant: the name is given, or the partial file is removed, never both; whoever comes first.
 class NewFile {
@@ -35,7 +35,8 @@ class NewFile {
   /// Valid after create().
   const File& file() const { return file_; }
 
-  /// Gives the file its name and makes that durable; the contents are durable already. Throws Error.
+  /// Gives the file its name and makes that durable; the contents are durable already. Throws
+  /// Error.
   void publish();
 
   /// Removes the partial file; says what was done.

@@ -7,8 +7,7 @@ namespace nbdelta::client::target {
 /// `null:` takes everything and keeps nothing: for measuring a source.
 class NullTarget : public LocalTarget {
  public:
-  const image::ExtentMap& prepare(const Description& description,
-                                  asio::io_context& loop) override;
+  const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   void finish() override {}
   std::string abandon() noexcept override { return {}; }
 

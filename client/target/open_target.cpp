@@ -19,8 +19,8 @@ namespace {
 using image::Format;
 
 // NBD URI specification, "NBD URI scheme".
-constexpr std::array<std::string_view, 6> kNbdSchemes{"nbd://",       "nbds://",      "nbd+unix://",
-                                                      "nbds+unix://", "nbd+vsock://", "nbds+vsock://"};
+constexpr std::array<std::string_view, 6> kNbdSchemes{
+    "nbd://", "nbds://", "nbd+unix://", "nbds+unix://", "nbd+vsock://", "nbds+vsock://"};
 
 template <class... Args>
 [[noreturn]] void misuse(fmt::format_string<Args...> format, Args&&... args) {
@@ -57,9 +57,10 @@ Format base_format(const TargetOptions& options) {
 
 void check_combination(const TargetOptions& options, bool is_qcow2) {
   if (options.apply && is_qcow2)
-    misuse("{}: --apply writes into raw images and block devices; for qcow2 pull into a new file "
-           "with --base {}",
-           options.name, options.name);
+    misuse(
+        "{}: --apply writes into raw images and block devices; for qcow2 pull into a new file "
+        "with --base {}",
+        options.name, options.name);
   if (!options.base.empty() && !is_qcow2)
     misuse("--base is for a new qcow2 target, and {} is none", options.name);
   if (options.base.empty() && options.base_format)
@@ -75,9 +76,8 @@ std::unique_ptr<Target> open_file(const TargetOptions& options) {
   if (device && !options.apply && !options.force)
     refuse(EEXIST, "{}: is a block device; --apply or --force writes to it", options.name);
   if (options.apply || device)
-    return std::make_unique<ApplyTarget>(options.name, options.force
-                                                           ? ApplyTarget::Doubts::ignore
-                                                           : ApplyTarget::Doubts::refuse);
+    return std::make_unique<ApplyTarget>(
+        options.name, options.force ? ApplyTarget::Doubts::ignore : ApplyTarget::Doubts::refuse);
   const Existing existing = options.force ? Existing::replace : Existing::refuse;
   if (!qcow2)
     return std::make_unique<RawTarget>(options.name, existing);

@@ -15,8 +15,7 @@ class Qcow2Target : public LocalTarget {
   /// Throws TargetRefused where the name is taken or the backing file is not where QEMU would look.
   Qcow2Target(const std::string& path, Existing existing, image::Backing backing);
 
-  const image::ExtentMap& prepare(const Description& description,
-                                  asio::io_context& loop) override;
+  const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   void finish() override;
   std::string abandon() noexcept override { return file_.abandon(); }
 

@@ -10,8 +10,7 @@ class RawTarget : public LocalTarget {
  public:
   RawTarget(const std::string& path, Existing existing);
 
-  const image::ExtentMap& prepare(const Description& description,
-                                  asio::io_context& loop) override;
+  const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   void finish() override;
   std::string abandon() noexcept override { return file_.abandon(); }
 

@@ -69,8 +69,8 @@ class Target {
   virtual ~Target() = default;
 
   /// Refuses what does not fit (TargetRefused), lays the target out, and returns the map to follow:
-  /// the description's, or one that covers it in larger blocks (the target's own; lives as long). `loop`
-  /// is the one of the first writer. The description outlives the target's use.
+  /// the description's, or one that covers it in larger blocks (the target's own; lives as long).
+  /// `loop` is the one of the first writer. The description outlives the target's use.
   virtual const image::ExtentMap& prepare(const Description& description,
                                           asio::io_context& loop) = 0;
 

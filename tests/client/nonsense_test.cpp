@@ -1,5 +1,5 @@
-// What a broken or hostile server sends is an error that says where, or is made good; never a crash,
-// a hang, or a wrong map.
+// What a broken or hostile server sends is an error that says where, or is made good; never a
+// crash, a hang, or a wrong map.
 
 #include <gtest/gtest.h>
 
@@ -81,17 +81,26 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Nonsense{"no_entries", [](auto& s, auto& r) { s.reply_status(r, 0, {}); }, ""},
         Nonsense{"done_without_status", [](auto& s, auto& r) { s.chunk(r, 1, 0, {}); }, "0"},
-        Nonsense{"empty_entry", [](auto& s, auto& r) { s.reply_status(r, 0, {{0, 0}, {512, 0}}); },
+        Nonsense{"empty_entry",
+                 [](auto& s, auto& r) {
+                   s.reply_status(r, 0, {{0, 0}, {512, 0}});
+                 },
                  "0"},
         Nonsense{"empty_entry_later",
-                 [](auto& s, auto& r) { s.reply_status(r, 0, {{512, 0}, {0, 0}, {512, 0}}); }, "0"},
+                 [](auto& s, auto& r) {
+                   s.reply_status(r, 0, {{512, 0}, {0, 0}, {512, 0}});
+                 },
+                 "0"},
         Nonsense{"same_context_twice",
                  [](auto& s, auto& r) {
                    s.reply_status(r, 0, {{r.length, 0}}, false);
                    s.reply_status(r, 0, {{r.length, 3}});
                  },
                  "twice"},
-        Nonsense{"other_context", [](auto& s, auto& r) { s.reply_status(r, 7, {{r.length, 0}}); },
+        Nonsense{"other_context",
+                 [](auto& s, auto& r) {
+                   s.reply_status(r, 7, {{r.length, 0}});
+                 },
                  "0"},
         Nonsense{"cut_payload", [](auto& s, auto& r) { s.chunk(r, 1, 5, std::string(9, '\1')); },
                  ""},
@@ -114,8 +123,9 @@ INSTANTIATE_TEST_SUITE_P(
     [](const auto& param) { return std::string(param.param.name); });
 
 TEST(BlockStatus, LongerThanAskedIsCut) {
-  const ScriptedServer server(
-      answering_status([](auto& s, auto& r) { s.reply_status(r, 0, {{UINT32_MAX, 3}}); }));
+  const ScriptedServer server(answering_status([](auto& s, auto& r) {
+    s.reply_status(r, 0, {{UINT32_MAX, 3}});
+  }));
   image::ExtentMap map;
   EXPECT_EQ(map_error(server, {}, &map), "");
   EXPECT_EQ(map.size(), kMiB);

@@ -55,8 +55,7 @@ class ChangedDisk {
     for (int i = 0; i < 12; ++i) {
       const std::string kind = kinds[static_cast<std::size_t>(i) % kinds.size()];
       const std::uint64_t offset = random.below(kDisk / 512) * 512;
-      const std::uint64_t length =
-          std::min(random.between(1, 2000) * 512, kDisk - offset);
+      const std::uint64_t length = std::min(random.between(1, 2000) * 512, kDisk - offset);
       const std::string pattern =
           kind.ends_with("-P") ? " " + std::to_string(random.between(1, 255)) : "";
       commands.push_back(kind + pattern + " " + std::to_string(offset) + " " +
@@ -123,9 +122,9 @@ TEST_P(PullChanges, AppliedOverNbd) {
 TEST_P(PullChanges, AppliedOverNbdWithLargeBlocks) {
   const NbdServer from = server();
   {
-    const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw(), "blocksize-minimum=64K",
-                                                    "blocksize-preferred=64K"},
-                                           {"--filter=blocksize-policy"});
+    const NbdServer to = NbdServer::nbdkit(
+        "file", {disk_.full_raw(), "blocksize-minimum=64K", "blocksize-preferred=64K"},
+        {"--filter=blocksize-policy"});
     pulled(with_context({from.uri(), to.uri(), "--request-size", "64K"}));
   }
   EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
@@ -149,8 +148,8 @@ TEST_P(PullChanges, WholeDiskIgnoresTheContext) {
 
 TEST_P(PullChanges, MapIsWhatNbdinfoSays) {
   const NbdServer from = server();
-  const auto json = boost::json::parse(
-      run_ok(nbdelta_command(with_context({"map", from.uri(), "--json"}))));
+  const auto json =
+      boost::json::parse(run_ok(nbdelta_command(with_context({"map", from.uri(), "--json"}))));
   std::vector<NbdExtent> dirty;
   for (const auto& extent : json.as_array()) {
     NbdExtent next{extent.at("offset").to_number<std::uint64_t>(),
@@ -217,7 +216,8 @@ TEST_P(PullWhole, WithManyConnectionsAndSmallRequests) {
 
 TEST_P(PullWhole, FromAServerWithBlocks) {
   const NbdServer from = NbdServer::nbdkit(
-      "pattern", {"3M", "blocksize-minimum=4K", "blocksize-maximum=64K", "blocksize-error-policy=error"},
+      "pattern",
+      {"3M", "blocksize-minimum=4K", "blocksize-maximum=64K", "blocksize-error-policy=error"},
       {"--filter=blocksize-policy"});
   check(from);
 }

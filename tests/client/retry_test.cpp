@@ -191,8 +191,8 @@ TEST(Retry, ServerThatIsKilledAndComesBack) {
     return server;
   };
   Background first = serve();
-  Background client(nbdelta_command(
-      {"pull", "--json", "nbd+unix:///?socket=" + socket, folder / "copy.raw"}));
+  Background client(
+      nbdelta_command({"pull", "--json", "nbd+unix:///?socket=" + socket, folder / "copy.raw"}));
   std::this_thread::sleep_for(milliseconds(500));
   EXPECT_TRUE(client.running()) << client.err();
   first.signal(SIGKILL);

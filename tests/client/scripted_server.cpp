@@ -52,8 +52,10 @@ std::string bytes(const Parts&... parts) {
   return result;
 }
 
-std::string option_reply(std::uint32_t option, std::uint32_t type, const std::string& payload = {}) {
-  return bytes(kOptionReplyMagic, option, type, static_cast<std::uint32_t>(payload.size()), payload);
+std::string option_reply(std::uint32_t option, std::uint32_t type,
+                         const std::string& payload = {}) {
+  return bytes(kOptionReplyMagic, option, type, static_cast<std::uint32_t>(payload.size()),
+               payload);
 }
 
 std::string chunk_bytes(std::uint64_t cookie, std::uint16_t flags, std::uint16_t type,
@@ -195,8 +197,7 @@ bool ScriptedServer::negotiate(const Session& session, unsigned connection) cons
       session.send(option_reply(option, kAck));
     } else if (option == kInfo || option == kGo) {
       session.send(option_reply(
-          option, kReplyInfo,
-          bytes(kInfoExport, std::uint64_t{script_.size(connection)}, flags)));
+          option, kReplyInfo, bytes(kInfoExport, std::uint64_t{script_.size(connection)}, flags)));
       if (!script_.description.empty())
         session.send(
             option_reply(option, kReplyInfo, bytes(kInfoDescription, script_.description)));
@@ -224,8 +225,12 @@ void ScriptedServer::transmit(const Session& session, unsigned connection) const
     session.receive(&wire, sizeof wire);
     if (wire.magic != kRequestMagic)
       return;
-    const Request request{static_cast<Type>(std::uint16_t{wire.type}), wire.cookie, wire.offset,
-                          wire.length, connection, number};
+    const Request request{static_cast<Type>(std::uint16_t{wire.type}),
+                          wire.cookie,
+                          wire.offset,
+                          wire.length,
+                          connection,
+                          number};
     if (request.type == Type::disconnect)
       return;
     std::string written(request.type == Type::write ? request.length : 0, '\0');

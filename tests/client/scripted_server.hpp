@@ -22,7 +22,14 @@ namespace nbdelta::testing {
 class ScriptedServer {
  public:
   /// NBD protocol, "Request types".
-  enum class Type : std::uint16_t { read = 0, write = 1, disconnect = 2, flush = 3, zero = 6, block_status = 7 };
+  enum class Type : std::uint16_t {
+    read = 0,
+    write = 1,
+    disconnect = 2,
+    flush = 3,
+    zero = 6,
+    block_status = 7
+  };
 
   struct Request {
     Type type = Type::read;
@@ -48,8 +55,8 @@ class ScriptedServer {
     void reply_cut(const Request& request, std::size_t sent) const;
     void reply_error(const Request& request, std::uint32_t error) const;
     /// `context` is an index into Script::contexts.
-    void reply_status(const Request& request, std::size_t context, const std::vector<Entry>& entries,
-                      bool done = true) const;
+    void reply_status(const Request& request, std::size_t context,
+                      const std::vector<Entry>& entries, bool done = true) const;
     /// Any structured chunk.
     void chunk(const Request& request, std::uint16_t flags, std::uint16_t type,
                std::string_view payload) const;
@@ -63,9 +70,9 @@ class ScriptedServer {
   };
 
   enum class Next : std::uint8_t {
-    usual,   // the server answers as it should
-    handled, // the script has answered, or wants no answer
-    close,   // the connection is closed
+    usual,    // the server answers as it should
+    handled,  // the script has answered, or wants no answer
+    close,    // the connection is closed
   };
 
   struct Script {

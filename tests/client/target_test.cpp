@@ -32,8 +32,8 @@ struct Refusal {
   const char* message;  // a part of it
 };
 
-/// The folder has old.raw (1 MiB), small.raw (512 bytes), dir/base.qcow2, dir/base.bin; the source is
-/// a changed view of 1 MiB.
+/// The folder has old.raw (1 MiB), small.raw (512 bytes), dir/base.qcow2, dir/base.bin; the source
+/// is a changed view of 1 MiB.
 class TargetRefusal : public ::testing::TestWithParam<Refusal> {
  protected:
   TargetRefusal() {
@@ -57,11 +57,15 @@ class TargetRefusal : public ::testing::TestWithParam<Refusal> {
 };
 
 TEST_P(TargetRefusal, SaysWhatToDoAndTouchesNothing) {
-  const auto listing = [&] { return run_ok({"sh", "-c", "cd " + folder_.path() + " && ls -lRi --time-style=full-iso && cksum *.raw"}); };
+  const auto listing = [&] {
+    return run_ok(
+        {"sh", "-c", "cd " + folder_.path() + " && ls -lRi --time-style=full-iso && cksum *.raw"});
+  };
   const std::string before = listing();
   Command command{"pull", server_.uri()};
   command.insert(command.end(), GetParam().arguments.begin(), GetParam().arguments.end());
-  const Outcome outcome = nbdelta(command, {.input = {}, .environment = {}, .folder = folder_.path()});
+  const Outcome outcome =
+      nbdelta(command, {.input = {}, .environment = {}, .folder = folder_.path()});
   EXPECT_EQ(outcome.status, GetParam().status) << outcome.err;
   EXPECT_NE(outcome.err.find(GetParam().message), std::string::npos) << outcome.err;
   EXPECT_EQ(outcome.out, "");
@@ -73,25 +77,37 @@ INSTANTIATE_TEST_SUITE_P(
     ::testing::Values(
         Refusal{"exists", {"old.raw"}, kRefused, "--force replaces it"},
         Refusal{"exists_as_qcow2", {"dir/base.qcow2"}, kRefused, "--force replaces it"},
-        Refusal{"changes_into_raw", {"new.raw"}, kRefused, "use --apply on the previous full image"},
+        Refusal{
+            "changes_into_raw", {"new.raw"}, kRefused, "use --apply on the previous full image"},
         Refusal{"nothing_to_apply_to", {"new.raw", "--apply"}, kRefused, "--apply needs an image"},
         Refusal{"apply_to_a_folder", {"dir", "--apply"}, kRefused, "neither a regular file"},
         Refusal{"apply_to_qcow2", {"dir/base.qcow2", "--apply"}, kUsage, "--base"},
-        Refusal{"apply_to_qcow2_in_disguise", {"image.img", "--apply"}, kRefused,
+        Refusal{"apply_to_qcow2_in_disguise",
+                {"image.img", "--apply"},
+                kRefused,
                 "begins like a qcow2 image"},
         Refusal{"too_small", {"small.raw", "--apply"}, kRefused, "a larger one is needed"},
         Refusal{"base_of_raw", {"new.raw", "--base", "dir/base.qcow2"}, kUsage, "qcow2 target"},
-        Refusal{"base_format_alone", {"new.qcow2", "--base-format", "raw"}, kUsage, "without --base"},
-        Refusal{"base_of_unknown_format", {"dir/new.qcow2", "--base", "base.bin"}, kUsage,
+        Refusal{
+            "base_format_alone", {"new.qcow2", "--base-format", "raw"}, kUsage, "without --base"},
+        Refusal{"base_of_unknown_format",
+                {"dir/new.qcow2", "--base", "base.bin"},
+                kUsage,
                 "--base-format"},
         Refusal{"base_missing", {"new.qcow2", "--base", "none.qcow2"}, kRefused, "no such file"},
-        Refusal{"base_relative_to_us", {"dir/new.qcow2", "--base", "dir/base.qcow2"}, kRefused,
+        Refusal{"base_relative_to_us",
+                {"dir/new.qcow2", "--base", "dir/base.qcow2"},
+                kRefused,
                 "write --base base.qcow2"},
-        Refusal{"base_is_the_target", {"dir/base.qcow2", "--force", "--base", "base.qcow2"}, kRefused,
+        Refusal{"base_is_the_target",
+                {"dir/base.qcow2", "--force", "--base", "base.qcow2"},
+                kRefused,
                 "the target itself"},
-        Refusal{"base_with_full", {"new.qcow2", "--base", "dir/base.qcow2", "--full",
-                                   "--context", "qemu:dirty-bitmap:x"},
-                kRefused, "leave --base out"},
+        Refusal{
+            "base_with_full",
+            {"new.qcow2", "--base", "dir/base.qcow2", "--full", "--context", "qemu:dirty-bitmap:x"},
+            kRefused,
+            "leave --base out"},
         Refusal{"unknown_format", {"new", "--format", "vmdk"}, kUsage, "vmdk"},
         Refusal{"format_of_null", {"null:", "--format", "raw"}, kUsage, "null:"},
         Refusal{"bad_rate", {"null:", "--rate", "fast"}, kUsage, "--rate"},
@@ -181,7 +197,9 @@ TEST(Target, MarkOfAnotherSourceIsRespected) {
   EXPECT_FALSE(fs::exists(mark));
 
   run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + mark});
-  EXPECT_EQ(run(nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--apply", "--force"})).status, 0);
+  EXPECT_EQ(
+      run(nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--apply", "--force"})).status,
+      0);
   EXPECT_FALSE(fs::exists(mark));
 }
 
@@ -195,8 +213,8 @@ TEST(Target, NbdThatIsTooSmallOrReadOnlyIsRefused) {
 
 TEST(Target, NbdThatFailsIsAnError) {
   const NbdServer from = NbdServer::nbdkit("pattern", {"2M"});
-  const NbdServer to = NbdServer::nbdkit("memory", {"2M", "error-pwrite=ENOSPC",
-                                                    "error-pwrite-rate=100%"}, {"--filter=error"});
+  const NbdServer to = NbdServer::nbdkit(
+      "memory", {"2M", "error-pwrite=ENOSPC", "error-pwrite-rate=100%"}, {"--filter=error"});
   const Outcome outcome = nbdelta({"pull", from.uri(), to.uri()});
   EXPECT_EQ(outcome.status, 1);
   EXPECT_NE(outcome.err.find("No space left on device"), std::string::npos) << outcome.err;
@@ -240,8 +258,8 @@ TEST_F(FullFileSystem, IsNoticedBeforehand) {
 
 TEST_F(FullFileSystem, IsNoticedInTheMiddle) {
   const NbdServer from = NbdServer::nbdkit("pattern", {"3M"});
-  Background client(
-      nbdelta_command({"pull", from.uri(), folder_ / "disk.raw", "--rate", "1M", "--request-size", "64K"}));
+  Background client(nbdelta_command(
+      {"pull", from.uri(), folder_ / "disk.raw", "--rate", "1M", "--request-size", "64K"}));
   while (!fs::exists(folder_ / "disk.raw.partial") && client.running())
     client.wait(std::chrono::milliseconds(5));
   client.wait(std::chrono::milliseconds(200));

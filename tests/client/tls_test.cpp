@@ -15,8 +15,9 @@ class Tls : public ::testing::Test {
  protected:
   void make_certificates() {
     write("ca.info", "cn = Test\nca\ncert_signing_key\n");
-    write("server.info", "organization = Test\ncn = localhost\ndns_name = localhost\n"
-                         "ip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\n");
+    write("server.info",
+          "organization = Test\ncn = localhost\ndns_name = localhost\n"
+          "ip_address = 127.0.0.1\ntls_www_server\nencryption_key\nsigning_key\n");
     write("client.info",
           "organization = Test\ncn = client\ntls_www_client\nencryption_key\nsigning_key\n");
     key("ca-key.pem");
@@ -55,8 +56,7 @@ TEST_F(Tls, WithPreSharedKey) {
   run_ok({"psktool", "-u", "alice", "-p", at("keys.psk")});
   const NbdServer server =
       NbdServer::nbdkit("pattern", {"20M"}, {"--tls=require", "--tls-psk=" + at("keys.psk")});
-  const auto result =
-      pulled({secure(server, "tls-psk-file=" + at("keys.psk")), at("disk.raw")});
+  const auto result = pulled({secure(server, "tls-psk-file=" + at("keys.psk")), at("disk.raw")});
   EXPECT_EQ(result.at("bytes_written").to_number<std::uint64_t>(), 20 * kMiB);
   const NbdServer plain = NbdServer::nbdkit("pattern", {"20M"});
   run_ok({"nbdcopy", plain.uri(), at("copy.raw")});
@@ -81,7 +81,8 @@ TEST_F(Tls, WithoutOrWithTheWrongKeyIsRefused) {
       NbdServer::nbdkit("pattern", {"20M"}, {"--tls=require", "--tls-psk=" + at("keys.psk")});
   EXPECT_EQ(nbdelta({"pull", server.uri(), at("disk.raw")}).status, 1);
   EXPECT_EQ(
-      nbdelta({"pull", secure(server, "tls-psk-file=" + at("other.psk")), at("disk.raw")}).status, 1);
+      nbdelta({"pull", secure(server, "tls-psk-file=" + at("other.psk")), at("disk.raw")}).status,
+      1);
 }
 
 }  // namespace
