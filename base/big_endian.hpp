@@ -28,7 +28,7 @@ class BigEndian {
  private:
   /// Compilers turn this into one instruction, which a loop over the bytes is not with GCC 12.
   static constexpr Unsigned swapped(Unsigned value) {
-    if constexpr (std::endian::native == std::endian::big)
+    if constexpr (std::endian::native == std::endian::big || sizeof(Unsigned) == 1)
       return value;
     else if constexpr (sizeof(Unsigned) == 2)
       return __builtin_bswap16(value);

@@ -71,7 +71,11 @@ Connection::Connection(asio::io_context& loop, ConnectOptions options)
     fail(ENOMEM, "{}: {}", name(), libnbd_error());
 }
 
-Connection::~Connection() = default;
+/// libnbd completes what is still in flight when a handle is closed (1.16 and later do), and its
+/// callbacks need the other members.
+Connection::~Connection() {
+  handle_.reset();
+}
 
 /// Issues a command and waits until it has completed; 0 or an errno value. Errors of a lost
 /// connection are the caller's to tell (lost()).

@@ -2,6 +2,7 @@
 // crash, a hang, or a wrong map.
 
 #include <gtest/gtest.h>
+#include <libnbd.h>
 
 #include <chrono>
 #include <functional>
@@ -67,12 +68,32 @@ struct Nonsense {
 
 class BlockStatusNonsense : public ::testing::TestWithParam<Nonsense> {};
 
+/// Newer versions of libnbd (1.16 and later) look at extents themselves: they refuse those that
+/// pass the export's end, and leave out what follows an empty one.
+#ifdef LIBNBD_HAVE_NBD_BLOCK_STATUS_64
+constexpr bool kLibnbdLooks = true;
+#else
+constexpr bool kLibnbdLooks = false;
+#endif
+
+bool refused_by_libnbd(const std::string& message) {
+  return kLibnbdLooks && message.find("Protocol error") != std::string::npos;
+}
+
 TEST_P(BlockStatusNonsense, IsAnError) {
   const ScriptedServer server(answering_status(GetParam().answer));
   const auto start = steady_clock::now();
-  const std::string message = map_error(server);
-  EXPECT_NE(message.find(GetParam().message), std::string::npos) << message;
-  EXPECT_NE(message.find(server.uri()), std::string::npos) << message;
+  image::ExtentMap map;
+  const std::string message = map_error(server, {}, &map);
+  if (kLibnbdLooks &&
+      message.empty()) {  // libnbd left the nonsense out, and the rest was asked for again
+    EXPECT_STREQ(GetParam().name, "empty_entry_later");
+    EXPECT_EQ(map.size(), kMiB);
+  } else {
+    EXPECT_TRUE(message.find(GetParam().message) != std::string::npos || refused_by_libnbd(message))
+        << message;
+    EXPECT_NE(message.find(server.uri()), std::string::npos) << message;
+  }
   EXPECT_LT(steady_clock::now() - start, milliseconds(5000));
 }
 
@@ -127,7 +148,10 @@ TEST(BlockStatus, LongerThanAskedIsCut) {
     s.reply_status(r, 0, {{UINT32_MAX, 3}});
   }));
   image::ExtentMap map;
-  EXPECT_EQ(map_error(server, {}, &map), "");
+  const std::string message = map_error(server, {}, &map);
+  if (refused_by_libnbd(message))
+    return;
+  EXPECT_EQ(message, "");
   EXPECT_EQ(map.size(), kMiB);
   EXPECT_EQ(map.bytes(State::hole), kMiB);
 }
