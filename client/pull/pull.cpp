@@ -17,6 +17,7 @@ class Pull {
        const Settings& settings, Counters& counters, std::stop_source& stop)
       : first_(source),
         target_(target),
+        map_(map),
         settings_(settings),
         counters_(counters),
         stop_(stop),
@@ -37,8 +38,15 @@ class Pull {
   }
 
  private:
+  /// No more than can be kept busy: a server complains of one that leaves as soon as it has come.
   unsigned connections() const {
-    return std::max(1U, std::min(settings_.connections, target_.maximum_writers()));
+    const std::uint64_t reads =
+        std::max(map_.extents(image::State::data),
+                 div_round_up(map_.bytes(image::State::data), settings_.request_size));
+    const std::uint64_t useful = std::max<std::uint64_t>(div_round_up(reads, settings_.depth), 1);
+    const unsigned allowed =
+        std::max(1U, std::min(settings_.connections, target_.maximum_writers()));
+    return static_cast<unsigned>(std::min<std::uint64_t>(useful, allowed));
   }
 
   Limits limits() const {
@@ -88,6 +96,7 @@ class Pull {
 
   nbd::Source& first_;
   target::Target& target_;
+  const image::ExtentMap& map_;
   const Settings& settings_;
   Counters& counters_;
   std::stop_source& stop_;
