@@ -5,7 +5,6 @@
 #include <string>
 #include <vector>
 
-#include "base/error.hpp"
 #include "image/disk.hpp"
 #include "tests/support/temp_folder.hpp"
 
@@ -29,14 +28,8 @@ struct RandomImage {
   std::vector<std::string> commands;            // how it was made, for messages
 };
 
-/// QEMU itself found that it had made the image corrupt; 7.2 does about once in 500 seeds.
-class QemuMadeItCorrupt : public Error {
- public:
-  using Error::Error;
-};
-
-/// Draws an image and makes it in `folder`. Throws QemuMadeItCorrupt, Error. What matters most goes
-/// round with the seed, so that kSeedsThatCover seeds in a row cover the whole feature table.
+/// Draws an image and makes it in `folder`. What matters most goes round with the seed, so that
+/// kSeedsThatCover seeds in a row cover the whole feature table. Throws Error.
 RandomImage draw_image(std::uint64_t seed, const TempFolder& folder);
 
 inline constexpr std::uint64_t kSeedsThatCover = 64;
