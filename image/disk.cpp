@@ -149,19 +149,21 @@ bool Disk::walk(std::size_t depth, std::uint64_t offset, std::uint64_t length,
 }
 
 void Disk::will_need(std::uint64_t offset, std::uint64_t length) const {
-  const std::uint64_t end = std::min(offset + length, size());
-  for (std::size_t depth = 0; depth < layers_.size() && offset < end;) {
-    const Layer& layer = *layers_[depth];
-    if (offset >= layer.size())
-      return;
-    const Run run = layer.run_to_read_at(offset, std::min(end, layer.size()) - offset);
-    if (run.allocation == Allocation::unallocated && depth + 1 < layers_.size()) {
-      ++depth;
-      continue;
-    }
-    layer.will_need(run);
+  will_need_of_layer(0, offset, offset + length);
+}
+
+void Disk::will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end) const {
+  if (depth == layers_.size())
+    return;
+  const Layer& layer = *layers_[depth];
+  end = std::min(end, layer.size());
+  while (offset < end) {
+    const Run run = layer.run_to_read_at(offset, end - offset);
+    if (run.allocation == Allocation::unallocated)
+      will_need_of_layer(depth + 1, offset, offset + run.length);
+    else
+      layer.will_need(run);
     offset += run.length;
-    depth = 0;
   }
 }
 

@@ -80,6 +80,7 @@ class Disk {
   Disk();
   bool walk(std::size_t depth, std::uint64_t offset, std::uint64_t length,
             const ExtentSink& sink) const;
+  void will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end) const;
   void read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset) const;
 
   std::unique_ptr<Caches> caches_;

@@ -1,0 +1,68 @@
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+
+#include <chrono>
+#include <string>
+#include <thread>
+
+#include "base/arithmetic.hpp"
+#include "base/error.hpp"
+#include "base/file.hpp"
+#include "image/disk.hpp"
+#include "tests/support/qemu.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+using image::Allocation;
+using image::Disk;
+
+/// Whether the kernel has the page at `offset` in memory, or has it soon.
+bool comes_into_memory(const File& file, std::uint64_t offset) {
+  constexpr std::size_t kPage = 4096;
+  void* const page = ::mmap(nullptr, kPage, PROT_READ, MAP_SHARED, file.fd(),
+                            static_cast<off_t>(round_down(offset, kPage)));
+  invariant(page != MAP_FAILED, "a page of an image can be mapped");
+  unsigned char resident = 0;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+  while ((resident & 1U) == 0 && std::chrono::steady_clock::now() < deadline) {
+    ::mincore(page, kPage, &resident);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  }
+  ::munmap(page, kPage);
+  return (resident & 1U) != 0;
+}
+
+/// Out of the page cache, where the file system has one.
+File forgotten(const std::string& path) {
+  File file = File::open(path, O_RDWR);
+  file.sync();
+  ::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_DONTNEED);
+  return file;
+}
+
+/// The overlay holds less than its backing file, which ends before the overlay does.
+TEST(WillNeed, AnnouncesEveryLayersOwnPart) {
+  const TempFolder folder;
+  create_image(folder / "backing", "raw", 8 * kMiB);
+  qemu_io(folder / "backing", "raw", {"write -P 1 0 8M"});
+  create_overlay(folder / "overlay", "backing", "raw", 32 * kMiB);
+  qemu_io(folder / "overlay", "qcow2", {"write -P 2 4M 1M", "write -P 3 24M 1M"});
+  const Disk disk = Disk::open(folder / "overlay", {.permitted_folders = {folder.path()}});
+  const File overlay = forgotten(folder / "overlay");
+  const File backing = forgotten(folder / "backing");
+
+  disk.will_need(0, disk.size());
+  for (const std::uint64_t offset : {4 * kMiB, 24 * kMiB}) {
+    const image::Run run = disk.layer(0).run_at(offset, kMiB);
+    ASSERT_EQ(run.allocation, Allocation::data);
+    EXPECT_TRUE(comes_into_memory(overlay, image::raw(run.host_offset))) << offset;
+  }
+  EXPECT_TRUE(comes_into_memory(backing, 0));
+  EXPECT_TRUE(comes_into_memory(backing, 6 * kMiB));
+}
+
+}  // namespace
+}  // namespace nbdelta::testing
