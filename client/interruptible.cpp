@@ -14,6 +14,7 @@
 
 #include "base/error.hpp"
 #include "base/file.hpp"
+#include "client/say.hpp"
 
 namespace nbdelta::client {
 namespace {
@@ -21,12 +22,12 @@ namespace {
 constexpr std::chrono::milliseconds kTick{200};
 constexpr std::chrono::milliseconds kPatience{700};
 
-FileDescriptor block_signals() {
+FileDescriptor block_signals(sigset_t& before) {
   sigset_t signals;
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
-  ::pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  ::pthread_sigmask(SIG_BLOCK, &signals, &before);
   FileDescriptor fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!fd)
     fail_errno("signalfd");
@@ -37,7 +38,7 @@ FileDescriptor block_signals() {
 class Watched {
  public:
   explicit Watched(const Interruptible& work)
-      : signals_(block_signals()), ended_(::eventfd(0, EFD_CLOEXEC)) {
+      : signals_(block_signals(mask_before_)), ended_(::eventfd(0, EFD_CLOEXEC)) {
     if (!ended_)
       fail_errno("eventfd");
     thread_ = std::thread([this, &work] {
@@ -48,6 +49,15 @@ class Watched {
       }
       ::eventfd_write(ended_.get(), 1);
     });
+  }
+
+  Watched(const Watched&) = delete;
+  Watched& operator=(const Watched&) = delete;
+  ~Watched() {
+    stop();
+    if (thread_.joinable())
+      thread_.join();
+    ::pthread_sigmask(SIG_SETMASK, &mask_before_, nullptr);
   }
 
   /// What happened first within the time: a signal's number, 0 for the end of the job, -1 for
@@ -73,6 +83,7 @@ class Watched {
   }
 
  private:
+  sigset_t mask_before_{};
   FileDescriptor signals_;
   FileDescriptor ended_;
   std::stop_source stop_;
@@ -107,7 +118,7 @@ int run_interruptibly(const Interruptible& work) {
     watched.join();
     return 0;  // it had just finished
   } catch (const Error& error) {
-    fmt::print(stderr, "nbdelta: {}\n", error.what());
+    say("nbdelta: {}\n", error.what());
   }
   return 128 + event;
 }

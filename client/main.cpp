@@ -9,6 +9,7 @@
 #include "client/exit_status.hpp"
 #include "client/map_command.hpp"
 #include "client/pull_command.hpp"
+#include "client/say.hpp"
 #include "client/target/open_target.hpp"
 
 namespace {
@@ -16,7 +17,7 @@ namespace {
 using namespace nbdelta::client;  // NOLINT(google-build-using-namespace): this is its main
 
 int report(ExitStatus status, const std::exception& error) {
-  fmt::print(stderr, "nbdelta: {}\n", error.what());
+  say("nbdelta: {}\n", error.what());
   return status;
 }
 

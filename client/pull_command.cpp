@@ -19,6 +19,7 @@
 #include "client/nbd/map_reader.hpp"
 #include "client/pull/progress.hpp"
 #include "client/pull/pull.hpp"
+#include "client/say.hpp"
 #include "client/source_options.hpp"
 #include "client/target/open_target.hpp"
 
@@ -72,9 +73,11 @@ class PullJob {
     } catch (const target::TargetRefused&) {
       target_->abandon();  // nothing that was there is touched
       throw;
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
+      const auto* known = dynamic_cast<const Error*>(&error);
       const std::string done = target_->abandon();
-      fail(error.error_number(), "{}{}{}", error.what(), done.empty() ? "" : "; ", done);
+      fail(known == nullptr ? ENOMEM : known->error_number(), "{}{}{}", error.what(),
+           done.empty() ? "" : "; ", done);
     }
   }
 
@@ -140,6 +143,8 @@ void print_json(const PullOptions& options, const PullJob& job) {
                                    {"map_seconds", result.map_seconds},
                                    {"seconds", result.seconds}};
   fmt::print("{}\n", boost::json::serialize(object));
+  if (std::fflush(stdout) != 0)
+    fail_errno("standard output");
 }
 
 void print_summary(const PullOptions& options, const PullJob& job) {
@@ -148,10 +153,10 @@ void print_summary(const PullOptions& options, const PullJob& job) {
   const double moving = result.seconds - result.map_seconds;
   const auto rate =
       static_cast<std::uint64_t>(moving > 0 ? static_cast<double>(counters.read) / moving : 0);
-  fmt::print(stderr, "{}: {} {}written, {} zero, {} extent{}, in {} ({}/s)\n", options.target.name,
-             format_size(counters.written), result.changed_view ? "changed and " : "",
-             format_size(counters.zeroed), result.extents, result.extents == 1 ? "" : "s",
-             format_duration(result.seconds), format_size(rate));
+  say("{}: {} {}written, {} zero, {} extent{}, in {} ({}/s)\n", options.target.name,
+      format_size(counters.written), result.changed_view ? "changed and " : "",
+      format_size(counters.zeroed), result.extents, result.extents == 1 ? "" : "s",
+      format_duration(result.seconds), format_size(rate));
 }
 
 int run_pull_command(PullOptions& options) {
@@ -164,8 +169,7 @@ int run_pull_command(PullOptions& options) {
                            .abandon =
                                [&] {
                                  const std::string done = job.abandon();
-                                 fmt::print(stderr, "nbdelta: interrupted{}{}\n",
-                                            done.empty() ? "" : "; ", done);
+                                 say("nbdelta: interrupted{}{}\n", done.empty() ? "" : "; ", done);
                                }};
   int status = kDone;
   try {

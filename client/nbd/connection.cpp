@@ -208,9 +208,16 @@ void Connection::watch_descriptor() {
   ++generation_;
   waiting_read_ = waiting_write_ = false;
   const int duplicate = ::fcntl(fd, F_DUPFD_CLOEXEC, 3);
-  if (duplicate < 0)
-    fail_errno("{}: cannot watch the connection", name());
-  descriptor_.assign(duplicate);
+  if (duplicate < 0) {  // nothing may be thrown here: the loop's handlers call this
+    lose(std::strerror(errno));
+    return;
+  }
+  descriptor_.assign(duplicate, ignored);
+  if (ignored) {
+    ::close(duplicate);
+    lose(ignored.message());
+    return;
+  }
   watched_inode_ = status.st_ino;
 }
 
@@ -260,7 +267,8 @@ void Connection::on_ready() {
 void Connection::after_progress() {
   const auto keep = shared_from_this();
   notice_loss();
-  if (!lost() && nbd_aio_is_connecting(handle_.get()) > 0)
+  // An old-style server may have been through with it before anybody waited.
+  if (!lost() && (nbd_aio_is_connecting(handle_.get()) > 0 || !descriptor_.is_open()))
     watch_descriptor();
   deliver();
   arm();

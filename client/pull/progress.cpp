@@ -6,6 +6,7 @@
 #include <cstdio>
 
 #include "base/units.hpp"
+#include "client/say.hpp"
 
 namespace nbdelta::client::pull {
 namespace {
@@ -49,9 +50,9 @@ void Progress::tick(Clock::time_point now) {
   const std::string line = progress_line(
       {counters_.written + counters_.zeroed, total, total == 0 ? 0 : elapsed.count()});
   if (style_ == Style::lines) {
-    fmt::print(stderr, "{}\n", line);
+    say("{}\n", line);
   } else {
-    fmt::print(stderr, "\r{}\x1b[K", line);  // ECMA-48, "Erase in line"
+    say("\r{}\x1b[K", line);  // ECMA-48, "Erase in line"
     std::fflush(stderr);
     drawn_ = true;
   }
@@ -59,7 +60,7 @@ void Progress::tick(Clock::time_point now) {
 
 void Progress::clear() {
   if (drawn_)
-    fmt::print(stderr, "\r\x1b[K");
+    say("\r\x1b[K");
   drawn_ = false;
 }
 

@@ -96,10 +96,10 @@ asio::awaitable<void> Worker::settle_read(Slot& slot) {
   co_await throttle(range.length);
   const std::span<std::byte> data = slot.buffer.first(range.length);
   co_await source_.connection().read(data, range.offset);
-  source_.made_progress();
   counters_.read += range.length;
   ++counters_.requests;
   co_await write_parts(*slot.operation, data, range.offset);
+  source_.made_progress();
 }
 
 /// `data` was read from data_offset on, and covers the operation.

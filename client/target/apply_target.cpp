@@ -34,8 +34,8 @@ bool deallocate(const File& file, std::uint64_t offset, std::uint64_t length) {
 
 }  // namespace
 
-ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts)
-    : path_(path), mark_path_(path + ".nbdelta-unfinished"), doubts_(doubts) {
+ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts, Changes changes)
+    : path_(path), mark_path_(path + ".nbdelta-unfinished"), doubts_(doubts), changes_(changes) {
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0)
     refuse(errno, "{}: {}; --apply needs an image to write the changes into", path,
@@ -47,9 +47,15 @@ ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts)
 
 const image::ExtentMap& ApplyTarget::prepare(const Description& description,
                                              asio::io_context& /*loop*/) {
-  // O_EXCL without O_CREAT: a block device that is mounted is refused.
-  file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));
+  if (description.contents == Contents::changes && changes_ == Changes::refuse)
+    refuse(
+        EINVAL,
+        "{}: the source tells only what has changed; --apply writes that over the previous state, "
+        "--full takes the whole disk",
+        path_);
   try {
+    // O_EXCL without O_CREAT: a block device that is mounted is refused.
+    file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));
     image::lock_image(file_, image::Access::write);
   } catch (const Error& error) {
     refuse(error.error_number(), "{}", error.what());
@@ -94,14 +100,16 @@ void ApplyTarget::check_mark(const std::string& source) const {
 }
 
 void ApplyTarget::mark(const std::string& source) {
-  started_ = true;
-  if (block_device_)
+  if (block_device_) {
+    started_ = true;
     return;
+  }
   const File mark = File::open(mark_path_, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
   const std::string text = source + "\n";
   mark.write_at(std::as_bytes(std::span(text)), 0);
   mark.sync();
   sync_folder_of(mark_path_);
+  started_ = true;
 }
 
 void ApplyTarget::write_at(std::span<const std::byte> data, std::uint64_t offset) {

@@ -18,8 +18,11 @@ class ApplyTarget : public LocalTarget {
   /// Whether a mark left by another source's pull, or the look of a qcow2 image, is in the way.
   enum class Doubts : std::uint8_t { refuse, ignore };
 
+  /// Whether a source that tells only what has changed may be written over what is there.
+  enum class Changes : std::uint8_t { refuse, apply };
+
   /// Throws TargetRefused where the file does not exist or is neither of both kinds.
-  ApplyTarget(const std::string& path, Doubts doubts);
+  ApplyTarget(const std::string& path, Doubts doubts, Changes changes);
 
   const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   void finish() override;
@@ -37,6 +40,7 @@ class ApplyTarget : public LocalTarget {
   std::string path_;
   std::string mark_path_;
   Doubts doubts_;
+  Changes changes_;
   bool block_device_ = false;
   File file_;
   std::atomic<bool> started_ = false;

@@ -11,6 +11,16 @@ namespace {
 
 constexpr std::size_t kZeros = kMiB;
 
+/// A lost source is connected to again, a lost target is not: what it has of the writes before is
+/// not known.
+asio::awaitable<void> unless_lost(asio::awaitable<void> operation) {
+  try {
+    co_await std::move(operation);
+  } catch (const nbd::ConnectionLost& lost) {
+    fail(lost.error_number(), "the target was lost: {}", lost.what());
+  }
+}
+
 }  // namespace
 
 class NbdTarget::NbdWriter : public Writer {
@@ -21,7 +31,7 @@ class NbdTarget::NbdWriter : public Writer {
 
   asio::awaitable<void> open() override {
     if (!opened_)
-      co_await connection_->connect();
+      co_await unless_lost(connection_->connect());
     opened_ = true;
   }
 
@@ -29,7 +39,7 @@ class NbdTarget::NbdWriter : public Writer {
     while (!data.empty()) {
       const auto part =
           data.first(std::min<std::uint64_t>(data.size(), connection_->negotiated().maximum_block));
-      co_await connection_->write(part, offset);
+      co_await unless_lost(connection_->write(part, offset));
       data = data.subspan(part.size());
       offset += part.size();
     }
@@ -37,7 +47,7 @@ class NbdTarget::NbdWriter : public Writer {
 
   asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) override {
     if (connection_->negotiated().can_zero) {
-      co_await connection_->zero(offset, length);
+      co_await unless_lost(connection_->zero(offset, length));
       co_return;
     }
     static const std::vector<std::byte> zeros(kZeros);
@@ -50,7 +60,7 @@ class NbdTarget::NbdWriter : public Writer {
 
   asio::awaitable<void> flush() override {
     if (connection_->negotiated().can_flush)
-      co_await connection_->flush();
+      co_await unless_lost(connection_->flush());
   }
 
   void cancel() noexcept override { connection_->lose_soon("interrupted"); }

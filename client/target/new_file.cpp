@@ -63,12 +63,15 @@ void NewFile::check_space(std::uint64_t bytes) const {
 }
 
 void NewFile::publish() {
-  const std::lock_guard guard(mutex_);
-  if (state_ != State::partial)
-    fail(ECANCELED, "{}: interrupted", path_);
-  rename();
-  state_ = State::published;
-  sync_folder_of(path_);
+  {
+    const std::lock_guard guard(mutex_);
+    if (state_ != State::partial)
+      fail(ECANCELED, "{}: interrupted", path_);
+    rename();
+    state_ = State::published;
+  }
+  ::unlink((path_ + ".nbdelta-unfinished").c_str());  // of an --apply to what was there before
+  sync_folder_of(path_);  // may hang with the disk, and abandon() must not
 }
 
 void NewFile::rename() {

@@ -77,7 +77,8 @@ std::unique_ptr<Target> open_file(const TargetOptions& options) {
     refuse(EEXIST, "{}: is a block device; --apply or --force writes to it", options.name);
   if (options.apply || device)
     return std::make_unique<ApplyTarget>(
-        options.name, options.force ? ApplyTarget::Doubts::ignore : ApplyTarget::Doubts::refuse);
+        options.name, options.force ? ApplyTarget::Doubts::ignore : ApplyTarget::Doubts::refuse,
+        options.apply ? ApplyTarget::Changes::apply : ApplyTarget::Changes::refuse);
   const Existing existing = options.force ? Existing::replace : Existing::refuse;
   if (!qcow2)
     return std::make_unique<RawTarget>(options.name, existing);

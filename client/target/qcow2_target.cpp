@@ -1,4 +1,7 @@
 #include "client/target/qcow2_target.hpp"
+#include "client/say.hpp"
+#include "image/permitted_file.hpp"
+#include "image/qcow2_header.hpp"
 
 #include <fmt/format.h>
 
@@ -23,6 +26,10 @@ bool is_there(const fs::path& path) {
 
 Qcow2Target::Qcow2Target(const std::string& path, Existing existing, image::Backing backing)
     : path_(path), file_(path, existing), backing_(std::move(backing)) {
+  // QEMU takes what stands before a colon in the first component as a protocol.
+  if (const auto colon = backing_.name.find(':');
+      colon != std::string::npos && backing_.name.find('/') > colon)
+    backing_.name.insert(0, "./");
   file_.check_name();
   check_backing();
 }
@@ -46,6 +53,28 @@ void Qcow2Target::check_backing() const {
          fs::proximate(backing_.name, folder.empty() ? "." : folder).string());
 }
 
+/// The base is what it is said to be, and does not rest on the file that is to be replaced.
+void Qcow2Target::check_chain(std::string base) const {
+  constexpr int kMostLayers = 256;
+  std::error_code ignored;
+  image::Format format = backing_.format;
+  for (int layer = 0; layer < kMostLayers && format == image::Format::qcow2; ++layer) {
+    image::Qcow2Header header;
+    try {
+      header = image::read_qcow2_header(image::open_image_file(base, 0));
+      if (header.backing_name.empty())
+        return;
+      base = image::resolve_backing_path(base, header.backing_name);
+    } catch (const Error& error) {
+      refuse(error.error_number(), "--base {}: {}", backing_.name, error.what());
+    }
+    if (fs::equivalent(base, path_, ignored))
+      refuse(EINVAL, "--base {}: it rests on {}, which would be replaced", backing_.name, path_);
+    if (header.backing_format != "qcow2")
+      return;
+  }
+}
+
 const image::ExtentMap& Qcow2Target::prepare(const Description& description,
                                              asio::io_context& /*loop*/) {
   const bool whole = description.contents == Contents::whole_disk;
@@ -55,10 +84,9 @@ const image::ExtentMap& Qcow2Target::prepare(const Description& description,
            "leave --base out",
            backing_.name);
   if (!whole && backing_.name.empty())
-    fmt::print(stderr,
-               "nbdelta: warning: {} holds only changes; before use name what they are over: "
-               "qemu-img rebase -u -b PREVIOUS -F FORMAT {}\n",
-               path_, path_);
+    say("nbdelta: warning: {} holds only changes; before use name what they are over: "
+        "qemu-img rebase -u -b PREVIOUS -F FORMAT {}\n",
+        path_, path_);
   const std::uint64_t cluster_size = image::Qcow2Overlay::suitable_cluster_size(*description.map);
   map_ = image::widen_to_clusters(*description.map, cluster_size);
   file_.create();

@@ -26,6 +26,7 @@ class Qcow2Target : public LocalTarget {
 
  private:
   void check_backing() const;
+  void check_chain(std::string base) const;
 
   std::string path_;
   NewFile file_;

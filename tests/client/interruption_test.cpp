@@ -117,6 +117,13 @@ TEST_F(Interruption, WorksWhileTheTargetServerIsSilent) {
   EXPECT_NE(outcome.err.find("only partly written"), std::string::npos) << outcome.err;
 }
 
+TEST_F(Interruption, WorksWhileThrottled) {
+  const NbdServer server = NbdServer::nbdkit("pattern", {"1G"}, {"--filter=noextents"});
+  const Outcome outcome = interrupt({server.uri(), folder_ / "disk.raw", "--rate", "16K"}, SIGINT);
+  EXPECT_EQ(outcome.status, 130);
+  EXPECT_NE(outcome.err.find("disk.raw.partial was removed"), std::string::npos) << outcome.err;
+}
+
 /// Does not end when it should, as a thread in the kernel on a disk that does not answer.
 [[noreturn]] void run_stubborn_job(int signals, const std::function<void()>& abandon) {
   sigset_t terminate;

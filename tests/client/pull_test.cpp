@@ -110,6 +110,17 @@ TEST_P(PullChanges, AppliedToTheFullImage) {
   EXPECT_FALSE(std::filesystem::exists(disk_.full_raw() + ".nbdelta-unfinished"));
 }
 
+TEST_P(PullChanges, AppliedWhereZerosAreReadAlong) {
+  const NbdServer from = server();
+  const Command pull = with_context({from.uri(), disk_.full_raw(), "--apply"});
+  Command bridged = pull;
+  bridged.insert(bridged.end(), {"--bridge", "32M", "--request-size", "8M"});
+  const auto result = pulled(bridged);
+  EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
+  const auto again = pulled(pull);
+  EXPECT_EQ(result.at("bytes_zeroed"), again.at("bytes_zeroed"));
+}
+
 TEST_P(PullChanges, AppliedOverNbd) {
   const NbdServer from = server();
   {
@@ -276,6 +287,38 @@ TEST(Pull, BridgesSmallGapsAndWritesThemAsWhatTheyAre) {
   EXPECT_EQ(number(bridged.at("requests")), 2U);
   EXPECT_EQ(difference(folder / "a.raw", "raw", from.uri(), "raw"), "");
   EXPECT_EQ(difference(folder / "b.raw", "raw", from.uri(), "raw"), "");
+}
+
+TEST(Pull, IntoANbdServerWithLargerBlocks) {
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", kMiB);
+  qemu_io(folder / "disk.raw", "raw", {"write -q -P 1 4k 4k", "write -q -P 2 300k 72k"});
+  const NbdServer from = NbdServer::nbdkit("file", {folder / "disk.raw"});
+  create_image(folder / "copy.raw", "raw", kMiB);
+  qemu_io(folder / "copy.raw", "raw", {"write -q -P 9 0 1M"});
+  {
+    const NbdServer to =
+        NbdServer::nbdkit("file",
+                          {folder / "copy.raw", "blocksize-minimum=64K", "blocksize-preferred=64K",
+                           "blocksize-maximum=1M", "blocksize-error-policy=error"},
+                          {"--filter=blocksize-policy"});
+    pulled({from.uri(), to.uri()});
+  }
+  EXPECT_EQ(difference(folder / "copy.raw", "raw", folder / "disk.raw", "raw"), "");
+}
+
+TEST(Pull, IntoANbdServerThatHasOldDataAndNoWriteZeroes) {
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", 5 * kMiB);
+  qemu_io(folder / "disk.raw", "raw", {"write -q -P 1 2M 64k"});
+  const NbdServer from = NbdServer::nbdkit("file", {folder / "disk.raw"});
+  create_image(folder / "copy.raw", "raw", 5 * kMiB);
+  qemu_io(folder / "copy.raw", "raw", {"write -q -P 9 0 5M"});
+  {
+    const NbdServer to = NbdServer::nbdkit("file", {folder / "copy.raw"}, {"--filter=nozero"});
+    pulled({from.uri(), to.uri()});
+  }
+  EXPECT_EQ(difference(folder / "copy.raw", "raw", folder / "disk.raw", "raw"), "");
 }
 
 TEST(Pull, FromQemuNbdThatEndsWithItsFirstClient) {
