@@ -1,5 +1,6 @@
 // The caches' bound, seen from outside: the memory of this process.
 
+#include <malloc.h>
 #include <sys/mman.h>
 
 #include <fmt/format.h>
@@ -47,6 +48,7 @@ TEST(Memory, CacheStaysWithinItsCapacityWhateverThreadsFillIt) {
   constexpr std::size_t kCapacity = 24 * kMiB;
   constexpr std::size_t kBlock = 16 * kKiB;
   image::BlockCache cache(kCapacity, kBlock);
+  ::malloc_trim(0);  // what earlier tests left would be used again
   const std::uint64_t before = resident_bytes();
   {
     std::vector<std::jthread> threads;
@@ -97,6 +99,7 @@ File make_16_tib_image() {
 
 TEST(Memory, A16TiBImageWithAllItsTablesServesIn64MiB) {
   const File file = make_16_tib_image();
+  ::malloc_trim(0);  // what earlier tests left would be used again
   const std::uint64_t before = resident_bytes();
   const image::Disk disk = image::Disk::open(fmt::format("/proc/self/fd/{}", file.fd()), {});
   const Runs runs = walk(image::View::layer(disk));
