@@ -72,10 +72,13 @@ class ChainOpener {
     return direct;
   }
 
-  static std::string not_permitted(std::string_view what, const std::string& path) {
-    // Symbolic links resolved, as they are when the permission is looked at.
+  std::string not_permitted(std::string_view what, const std::string& path) const {
+    // Symbolic links resolved, as they are when the permission is looked at; but without any
+    // permission a path that a guest may have chosen is not even looked at.
     std::error_code unknown;
-    const std::string folder = std::filesystem::weakly_canonical(path, unknown).parent_path();
+    const std::string folder = options_.permitted_folders.empty()
+                                   ? std::filesystem::absolute(path).parent_path()
+                                   : std::filesystem::weakly_canonical(path, unknown).parent_path();
     if (unknown)
       return fmt::format("its {} '{}' is not in a permitted folder (see backing=)", what, path);
     return fmt::format("its {} '{}' is not in a permitted folder; backing={} would permit it", what,

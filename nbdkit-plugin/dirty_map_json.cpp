@@ -26,7 +26,8 @@ class MapHandler {
   static constexpr std::size_t max_key_size = 1024;
   static constexpr std::size_t max_string_size = 4096;
 
-  explicit MapHandler(bool is_bitmap) : is_bitmap_(is_bitmap) {}
+  explicit MapHandler(const std::string& context)
+      : is_bitmap_(context.starts_with(image::kDirtyBitmapPrefix)), is_told_(!context.empty()) {}
 
   image::ExtentMap map;
   std::string problem;
@@ -120,6 +121,9 @@ class MapHandler {
     if (*element_.offset < map.size() || *element_.length == 0)
       return refuse(status, fmt::format("the extent of {} bytes at {:#x} is empty or not in order",
                                         *element_.length, *element_.offset));
+    const std::string contradiction = check_description();
+    if (!contradiction.empty())
+      return refuse(status, contradiction);
     try {
       map.append(*element_.offset - map.size(), image::State::data);  // a gap: not known
       map.append(*element_.length, is_unchanged() ? image::State::unchanged : image::State::data);
@@ -129,13 +133,35 @@ class MapHandler {
     return true;
   }
 
+  bool describes_bitmap() const {
+    return element_.description == "clean" || element_.description == "dirty";
+  }
+
+  /// The same numbers mean opposite things in a dirty bitmap and in base:allocation: where it is
+  /// not certain which they are of, nothing may be taken as unchanged.
+  std::string check_description() const {
+    const std::string& text = element_.description;
+    const bool allocation =
+        text == "data" || text == "hole" || text == "zero" || text == "hole,zero";
+    if (!text.empty() && !describes_bitmap() && !allocation)
+      return fmt::format(
+          "an extent is '{}': this map is neither of a dirty bitmap nor of "
+          "base:allocation",
+          text);
+    if (is_told_ && ((allocation && is_bitmap_) || (describes_bitmap() && !is_bitmap_)))
+      return fmt::format("an extent is '{}': this map is not of the context that map-context= says",
+                         text);
+    return {};
+  }
+
   bool is_unchanged() const {
-    if (is_bitmap_ || element_.description == "clean" || element_.description == "dirty")
+    if (describes_bitmap() || (element_.description.empty() && is_bitmap_))
       return (*element_.type & 1) == 0;
     return image::state_from_allocation_flags(*element_.type) == image::State::unchanged;
   }
 
-  const bool is_bitmap_;
+  const bool is_bitmap_;  // by map-context=
+  const bool is_told_;    // there is a map-context=
   int depth_ = 0;
   std::string text_;
   std::string key_;
@@ -147,8 +173,7 @@ class MapHandler {
 image::ExtentMap read_map_from_json(const std::string& path, const std::string& context,
                                     std::uint64_t disk_size) {
   const File file = image::open_image_file(path, 0);
-  json::basic_parser<MapHandler> parser(json::parse_options{},
-                                        context.starts_with(image::kDirtyBitmapPrefix));
+  json::basic_parser<MapHandler> parser(json::parse_options{}, context);
   std::vector<std::byte> buffer(256 * kKiB);
   std::size_t got = 0;
   std::uint64_t offset = 0;

@@ -27,6 +27,15 @@ void NewFile::check_name() const {
         "{}: exists already; --force replaces it, --apply writes the changes into it (raw images "
         "only)",
         path_);
+  if (::stat(path_.c_str(), &status) != 0)
+    return;
+  if (!S_ISREG(status.st_mode))
+    refuse(EINVAL, "{}: is no regular file, and only such a file can be replaced", path_);
+  try {
+    image::lock_image(File::open(path_, O_RDWR), image::Access::write);
+  } catch (const Error& error) {
+    refuse(error.error_number(), "{}; it is not replaced", error.what());
+  }
 }
 
 void NewFile::create() {

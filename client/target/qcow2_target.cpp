@@ -44,6 +44,7 @@ void Qcow2Target::check_backing() const {
   if (is_there(folder / backing_.name)) {
     if (is_there(path_) && fs::equivalent(folder / backing_.name, path_))
       refuse(EINVAL, "--base {}: is the target itself, which --force would replace", backing_.name);
+    check_chain((folder / backing_.name).string());
     return;
   }
   if (!is_there(backing_.name))

@@ -244,7 +244,7 @@ TEST_F(DirtyMap, WrongServersAreRefused) {
   const NbdServer failing =
       NbdServer::nbdkit("memory", {"4M", "error-extents-rate=100%"}, {"--filter=error"});
   EXPECT_THAT(refusal({disk, "map=" + failing.uri(), "map-context=base:allocation"}),
-              HasSubstr("block status"));
+              HasSubstr("is no changed view"));
 }
 
 }  // namespace
