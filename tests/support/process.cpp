@@ -61,13 +61,15 @@ std::string contents_of(const FileDescriptor& fd) {
   return contents;
 }
 
-std::vector<std::string> merged_environment(const std::vector<std::string>& ours) {
-  std::vector<std::string> merged = ours;
+/// What is given, what every program gets (English messages, UTF-8 as it is), what we inherited.
+std::vector<std::string> merged_environment(const std::vector<std::string>& given) {
+  std::vector<std::string> merged = given;
+  merged.emplace_back("LC_ALL=C.UTF-8");
   for (char** entry = environ; *entry != nullptr; ++entry) {
     const std::string_view inherited(*entry);
     const std::string_view name = inherited.substr(0, inherited.find('=') + 1);
-    if (std::none_of(ours.begin(), ours.end(),
-                     [&](const std::string& own) { return own.starts_with(name); }))
+    if (std::none_of(merged.begin(), merged.end(),
+                     [&](const std::string& known) { return known.starts_with(name); }))
       merged.emplace_back(inherited);
   }
   return merged;
