@@ -172,11 +172,11 @@ TEST_F(Parameters, WhatCannotBeReadIsRefusedByName) {
                 write_number<std::uint32_t>(path, header_field::kCryptMethod, 1);
               }),
               HasSubstr("is encrypted (AES)"));
-
-  const std::string luks = folder / "luks.qcow2";
-  qemu_img({"create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=abc", "-o",
-            "encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=200", luks, "1M"});
-  EXPECT_THAT(refusal({luks}), HasSubstr("luks.qcow2: is encrypted (LUKS)"));
+  // Made by hand: `qemu-img create` with LUKS fails now and then, where it cannot time itself.
+  EXPECT_THAT(changed([](const std::string& path) {
+                write_number<std::uint32_t>(path, header_field::kCryptMethod, 2);
+              }),
+              HasSubstr("is encrypted (LUKS)"));
 }
 
 }  // namespace
