@@ -24,11 +24,11 @@ struct GuestDisk {
   /// with the id `name` and node names that QEMU makes up.
   enum class Attach { blockdev, drive };
 
-  std::string path;
-  std::string format;  // "qcow2" or "raw"
+  std::string path = {};
+  std::string format = {};  // "qcow2" or "raw"
   Use use = Use::blocks;
   Attach attach = Attach::blockdev;
-  std::string name;  // also the id of the device
+  std::string name = {};  // also the id of the device
 };
 
 /// Makes the disk's image: blank, or with an empty ext4 file system.
@@ -41,7 +41,7 @@ struct GuestOptions {
   bool start_paused = false;  // the writer waits for control("start")
   std::uint64_t area = 16 * 1024 * 1024;  // bytes at the beginning of each disk that are written to
   std::uint64_t seed = 1;                 // of what the writer draws
-  std::vector<std::string> extra_arguments;  // of QEMU
+  std::vector<std::string> extra_arguments = {};  // of QEMU
 };
 
 /// A real guest: Debian's kernel under QEMU (TCG: KVM may be there and yet hang a guest), with
