@@ -1,6 +1,7 @@
 #include "image/view.hpp"
 
 #include <algorithm>
+#include <utility>
 
 namespace nbdelta::image {
 namespace {
@@ -29,20 +30,31 @@ void walk_top_layer(const Disk& disk, std::uint64_t offset, std::uint64_t length
   }
 }
 
-/// `dirty` is walked for what changed; the disk alone tells what of that reads zero.
+/// `dirty` is walked for what changed; the disk alone tells what of that reads zero. A raw image is
+/// asked to the end of the range: each answer costs two system calls, which look for the end of the
+/// data or hole wherever that is. In a qcow2 image only the entries of what changed are looked at.
 template <class Dirty>
 void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std::uint64_t length,
                 const ExtentSink& sink) {
+  const std::uint64_t end = offset + length;
+  const bool is_raw = disk.qcow2() == nullptr;
+  Extent known{.offset = offset, .length = 0, .state = State::data};  // the last answer
   dirty(offset, length, [&](const Extent& extent) {
     if (extent.state == State::unchanged)
       return sink(extent);
-    bool go_on = true;
-    disk.for_each_extent(extent.offset, extent.length, [&](const Extent& allocation) {
-      go_on = sink({.offset = allocation.offset,
-                    .length = allocation.length,
-                    .state = changed(allocation.state)});
-      return go_on;
-    });
+    std::uint64_t position = extent.offset;
+    const auto pass_on = [&](const Extent& allocation) {
+      const std::uint64_t from = std::exchange(position, std::min(allocation.end(), extent.end()));
+      return sink({.offset = from, .length = position - from, .state = changed(allocation.state)});
+    };
+    bool go_on = position >= known.end() || pass_on(known);
+    if (go_on && position < extent.end())
+      disk.for_each_extent(position, (is_raw ? end : extent.end()) - position,
+                           [&](const Extent& allocation) {
+                             known = allocation;
+                             go_on = pass_on(allocation);
+                             return go_on && position < extent.end();
+                           });
     return go_on;
   });
 }
