@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <filesystem>
 
@@ -56,10 +57,11 @@ class ChainOpener {
 
   File open_data_file(const LayerFiles& layer) const {
     const std::string& image = layer.image.name();
-    const std::string path = resolve_backing_path(image, layer.header->data_file_name);
-    std::optional<File> file = open_permitted_file(path, options_.permitted_folders, 0);
+    const std::string& name = layer.header->data_file_name;
+    auto [file, outside] = open_permitted_file(image, name, options_.permitted_folders, 0);
     if (!file)
-      fail(EACCES, "{}: {}", image, not_permitted("external data file", path));
+      fail(EACCES, "{}: {}", image,
+           not_permitted("external data file", resolve_backing_path(image, name), outside));
     lock(*file);
     return options_.caching == Caching::direct ? reopen_locked_direct(std::move(*file))
                                                : std::move(*file);
@@ -72,17 +74,14 @@ class ChainOpener {
     return direct;
   }
 
-  std::string not_permitted(std::string_view what, const std::string& path) const {
-    // Symbolic links resolved, as they are when the permission is looked at; but without any
-    // permission a path that a guest may have chosen is not even looked at.
-    std::error_code unknown;
-    const std::string folder = options_.permitted_folders.empty()
-                                   ? std::filesystem::absolute(path).parent_path()
-                                   : std::filesystem::weakly_canonical(path, unknown).parent_path();
-    if (unknown)
+  std::string not_permitted(std::string_view what, const std::string& path,
+                            const std::string& outside) const {
+    const std::filesystem::path place(outside);
+    if (!options_.permitted_folders.empty() &&
+        std::find(place.begin(), place.end(), "..") != place.end())
       return fmt::format("its {} '{}' is not in a permitted folder (see backing=)", what, path);
     return fmt::format("its {} '{}' is not in a permitted folder; backing={} would permit it", what,
-                       path, folder);
+                       path, place.parent_path().string());
   }
 
   /// Returns whether there was one to add.
@@ -93,10 +92,11 @@ class ChainOpener {
     const std::string image = top.image.name();
     if (chain_.layers.size() == kMostLayers)
       fail(EMLINK, "{}: the backing chain has more than {} layers", image, kMostLayers);
-    const std::string path = resolve_backing_path(image, top.header->backing_name);
-    std::optional<File> file = open_permitted_file(path, options_.permitted_folders, 0);
+    const std::string& name = top.header->backing_name;
+    auto [file, outside] = open_permitted_file(image, name, options_.permitted_folders, 0);
     if (!file) {
-      chain_.missing_backing = image + ": " + not_permitted("backing file", path);
+      chain_.missing_backing =
+          image + ": " + not_permitted("backing file", resolve_backing_path(image, name), outside);
       return false;
     }
     refuse_loop(*file, image);

@@ -16,10 +16,19 @@ File open_image_file(const std::string& path, int flags);
 /// image. Throws Error (EINVAL) for names of another protocol (`nbd:…`, `json:…`).
 std::string resolve_backing_path(const std::string& image_path, const std::string& name);
 
+struct PermittedFile {
+  std::optional<File> file;  // absent: the name leads out of the permitted folders
+  std::string outside;       // then: where to, as far as the name tells
+};
+
 /// Opens a file whose name stands in an image, and that may thus have been chosen by whoever wrote
-/// the image: only where the file, symbolic links resolved, lies in one of `folders`. Returns
-/// nothing where it does not. Throws Error where it does but cannot be opened.
-std::optional<File> open_permitted_file(const std::string& path,
-                                        const std::vector<std::string>& folders, int flags);
+/// the image: only where the file, symbolic links followed, lies in one of `folders`.
+///
+/// Nothing outside of these folders is opened or even looked at (a look may mount a file system, or
+/// tell what there is), but for the folder of the image itself. So a name that leaves the folders
+/// on its way is not followed back in, and a link outside of them is known only as part of a folder
+/// as it is written in `folders`. Throws Error where the file lies in one but cannot be opened.
+PermittedFile open_permitted_file(const std::string& image_path, const std::string& name,
+                                  const std::vector<std::string>& folders, int flags);
 
 }  // namespace nbdelta::image

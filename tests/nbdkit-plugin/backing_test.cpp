@@ -70,6 +70,59 @@ TEST_F(Backing, OutsideThePermittedFoldersIsNotOpened) {
   expect_only_layer("is not in a permitted folder");
 }
 
+/// Neither is what is outside told apart by the refusal, nor a path followed that comes back in.
+TEST_F(Backing, OutsideIsNotEvenLookedAt) {
+  for (const std::string& name : std::initializer_list<std::string>{
+           "../out/none.qcow2", out + "/none.qcow2", "../none/base.qcow2",
+           "/nonexistent/deeper/none.qcow2", "../out/base.qcow2/none"}) {
+    make_overlay(name);
+    expect_only_layer("is not in a permitted folder; backing=");
+  }
+  for (const std::string& name : std::initializer_list<std::string>{
+           "../out/../in/base.qcow2", folder / "none/../in/base.qcow2"}) {
+    make_overlay(name);
+    expect_only_layer("is not in a permitted folder (see backing=)");
+  }
+  fs::create_symlink(out + "/none.qcow2", in + "/link.qcow2");
+  make_overlay("link.qcow2");
+  expect_only_layer("backing=" + fs::canonical(out).string() + " would permit it");
+}
+
+TEST_F(Backing, FolderIsKnownByItsOwnNames) {
+  fs::create_directory_symlink(in, folder / "one");
+  fs::create_directory_symlink(in, folder / "other");
+  for (const std::string& name : {folder / "one/base.qcow2", in + "/base.qcow2"}) {
+    make_overlay(name);
+    EXPECT_TRUE(try_delta({overlay, "backing=" + folder / "one"}).ok()) << name;
+    EXPECT_TRUE(try_delta({overlay, "backing=" + folder / "one/"}).ok()) << name;
+  }
+  make_overlay(folder / "other/base.qcow2");
+  expect_only_layer("backing=" + folder / "other would permit it");
+  EXPECT_TRUE(try_delta({overlay, "backing=" + folder / "other"}).ok());
+  make_overlay("base.qcow2");
+  EXPECT_TRUE(try_delta({folder / "other/overlay.qcow2", "backing=" + folder / "one"}).ok());
+  make_overlay(folder / "one/../in/base.qcow2");  // what ".." is there only a look would tell
+  expect_only_layer("is not in a permitted folder");
+}
+
+TEST_F(Backing, NamesAreFollowedAsTheKernelDoes) {
+  fs::create_directory(in + "/sub");
+  fs::create_symlink(in + "/base.qcow2", in + "/sub/absolute.qcow2");
+  fs::create_symlink("../sub/./absolute.qcow2", in + "/sub/relative.qcow2");
+  fs::create_directory_symlink("sub", in + "/linked");
+  for (const char* name : {"sub/absolute.qcow2", "sub/relative.qcow2", "linked/relative.qcow2",
+                           "linked/../base.qcow2", "../in//base.qcow2"}) {
+    make_overlay(name);
+    const NbdServer server = NbdServer::delta({overlay, permit});
+    EXPECT_EQ(difference(in + "/base.qcow2", "qcow2", server.uri(), "raw"), "") << name;
+  }
+  fs::create_symlink("loop.qcow2", in + "/loop.qcow2");
+  make_overlay("loop.qcow2");
+  EXPECT_THAT(refusal({overlay, permit}), HasSubstr("Too many levels of symbolic links"));
+  make_overlay("base.qcow2/../base.qcow2");
+  EXPECT_THAT(refusal({overlay, permit}), HasSubstr("Not a directory"));
+}
+
 TEST_F(Backing, LinkToAFileOutsideIsNotOpened) {
   fs::create_symlink(out + "/base.qcow2", in + "/link.qcow2");
   make_overlay("link.qcow2");
@@ -80,8 +133,8 @@ TEST_F(Backing, LinkToAFolderOutsideIsNotOpened) {
   fs::create_directory_symlink(out, in + "/link");
   make_overlay("link/base.qcow2");
   expect_only_layer("backing=" + fs::canonical(out).string() + " would permit it");
-  make_overlay("link/../in/base.qcow2");  // back inside, the way the kernel goes
-  EXPECT_TRUE(try_delta({overlay, permit}).ok());
+  make_overlay("link/../in/base.qcow2");  // and not to find the way back in
+  expect_only_layer("is not in a permitted folder");
 }
 
 TEST_F(Backing, LinkWithinThePermittedFolderIsOpened) {
