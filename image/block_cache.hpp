@@ -12,8 +12,8 @@
 
 namespace nbdelta::image {
 
-/// A bounded cache of blocks of bytes, least recently used out first. The plugin's only mutable
-/// state.
+/// A bounded cache of blocks of bytes, least recently used out first. Caches are all that changes
+/// in a Disk once it is open.
 ///
 /// Invariants
 /// 1. The blocks that the cache holds take at most `capacity` bytes. What a caller still holds or

@@ -58,8 +58,7 @@ class Disk {
   /// Empty where all layers are open; otherwise why the one below the last is not, and what to do.
   const std::string& missing_backing() const;
 
-  /// Layers that are open, the top one (the image itself) first.
-  std::size_t depth() const { return layers_.size(); }
+  /// One that is open; 0 is the image itself.
   const Layer& layer(std::size_t depth) const { return *layers_[depth]; }
   /// The image itself where it is qcow2, else null.
   const Qcow2Layer* qcow2() const;

@@ -45,7 +45,6 @@ inline constexpr std::uint64_t kCompressionType = 1U << 3;
 inline constexpr std::uint64_t kExtendedL2 = 1U << 4;
 // autoclear_features
 inline constexpr std::uint64_t kBitmapsValid = 1U << 0;
-inline constexpr std::uint64_t kRawExternalData = 1U << 1;
 
 enum class Compression : std::uint8_t { zlib = 0, zstd = 1 };
 

@@ -98,8 +98,6 @@ class HeaderParser {
     if (header_.extended_l2 && header_.cluster_bits < kMinExtendedL2ClusterBits)
       refuse("qcow2 header: extended L2 entries need clusters of 16 KiB or more, not {} bytes",
              header_.cluster_size());
-    const std::uint64_t autoclear = on_disk_.autoclear_features;
-    header_.raw_external_data = header_.external_data && (autoclear & kRawExternalData) != 0;
     unsigned compression = 0;
     if (on_disk_.header_length > kCompressionTypeOffset)
       compression = static_cast<unsigned>(bytes_[kCompressionTypeOffset]);

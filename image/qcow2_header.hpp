@@ -27,7 +27,6 @@ struct Qcow2Header {
   std::string backing_name;    // empty: none
   std::string backing_format;  // empty: not recorded
   bool external_data = false;
-  bool raw_external_data = false;
   std::string data_file_name;
 
   struct Bitmaps {

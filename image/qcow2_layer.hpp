@@ -20,8 +20,8 @@ namespace nbdelta::image {
 /// read through the metadata cache, decompressed clusters through the other.
 ///
 /// Invariants
-/// 1. Metadata comes from `file_`; data from `data_`, which is the external data file where there
-///    is one.
+/// 1. Metadata comes from `files_.metadata`; data from `files_.data` where that is open, else from
+///    `files_.metadata` too.
 /// 2. No offset from the disk is used before it was found aligned, inside its file, and outside
 ///    the header's fixed tables.
 class Qcow2Layer final : public Layer {

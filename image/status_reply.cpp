@@ -7,9 +7,6 @@
 namespace nbdelta::image {
 namespace {
 
-// NBD protocol, NBD_CMD_BLOCK_STATUS; QEMU's and nbdkit's servers stay below it.
-constexpr std::size_t kMostEntries = (std::size_t{1} << 20) + 1;
-
 constexpr std::uint64_t kDirty = 1;  // QEMU docs/interop/nbd.rst: NBD_STATE_DIRTY
 
 }  // namespace
@@ -19,9 +16,9 @@ std::uint64_t check_status_reply(std::vector<StatusEntry>& entries, std::uint64_
   if (entries.empty())
     fail(EPROTO, "{}: block status of {} bytes at {:#x}: the server sent no extents", source, count,
          offset);
-  if (entries.size() > kMostEntries)
+  if (entries.size() > kMostStatusEntries)
     fail(EPROTO, "{}: block status of {} bytes at {:#x}: the server sent {} extents (at most {})",
-         source, count, offset, entries.size(), kMostEntries);
+         source, count, offset, entries.size(), kMostStatusEntries);
   std::uint64_t covered = 0;
   std::size_t used = 0;
   while (used < entries.size() && covered < count) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <span>
 #include <string_view>
@@ -20,9 +21,13 @@ struct StatusEntry {
 inline constexpr std::string_view kBaseAllocation = "base:allocation";
 inline constexpr std::string_view kDirtyBitmapPrefix = "qemu:dirty-bitmap:";
 
+/// Entries of one reply, in one context: nbdkit sends at most 2^20 and one more for the rest;
+/// nobody sends more.
+inline constexpr std::size_t kMostStatusEntries = (std::size_t{1} << 20) + 1;
+
 /// Checks what a server answered for [offset, offset + count) in one context, and cuts what lies
 /// past its end (the protocol lets the last extent be longer). An empty reply, an empty extent, or
-/// more than 2^20 + 1 extents are an Error (EPROTO) that names `source`. A reply that ends early
+/// more than kMostStatusEntries are an Error (EPROTO) that names `source`. A reply that ends early
 /// is allowed; it covers at least one byte. Returns the bytes covered.
 std::uint64_t check_status_reply(std::vector<StatusEntry>& entries, std::uint64_t offset,
                                  std::uint64_t count, std::string_view source);

@@ -32,7 +32,7 @@ class Exports {
   /// Throws Error that says why there is no such export, and what would help.
   const Export& find(std::string_view name) const;
 
-  /// Why bitmaps are left out, for the log; empty: none are.
+  /// What is not served that could be, and why, for the log.
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:

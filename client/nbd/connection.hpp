@@ -45,7 +45,6 @@ std::string libnbd_error();
 
 /// What the server offered.
 struct Export {
-  std::string name;
   std::uint64_t size = 0;
   std::uint64_t minimum_block = 1;
   std::uint64_t maximum_block = 0;  // bytes of one read or write

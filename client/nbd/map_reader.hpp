@@ -6,7 +6,7 @@
 namespace nbdelta::client::nbd {
 
 /// Reads the map of the whole export, in regions of which several are asked for at once; a lost
-/// connection is made anew and only what was in flight is asked again.
+/// connection is made anew, and those regions are asked for again.
 ///
 /// Of an export that shows changes: data (changed), zero (changed, reads zero), unchanged. Of any
 /// other: data, zero, hole; without base:allocation all of it is data. What a server says is

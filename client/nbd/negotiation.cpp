@@ -109,7 +109,6 @@ void Connection::learn_export() {
   const std::int64_t size = nbd_get_size(h);
   if (size < 0)
     fail(EPROTO, "{}: the server gives no size: {}", name(), libnbd_error());
-  export_.name = take_string(nbd_get_export_name(h));
   export_.size = static_cast<std::uint64_t>(size);
   // Who wants the whole disk from a changed view reads the unchanged part too.
   export_.changed_view =

@@ -5,9 +5,6 @@
 namespace nbdelta::client::nbd {
 namespace {
 
-// nbdkit sends at most 2^20 extents and one more for the rest; nobody sends more.
-constexpr std::size_t kMaximumEntries = (std::size_t{1} << 20) + 2;
-
 /// libnbd hands 32-bit extents over as a flat array of length, flags, length, flags.
 struct Flat {
   const std::uint32_t* numbers;
@@ -27,7 +24,7 @@ void StatusCollector::add(std::string_view context, const Entries& entries, std:
     list = &reply_.bitmap;
   if (list == nullptr)
     return;
-  if (!list->empty() || count > kMaximumEntries) {
+  if (!list->empty() || count > image::kMostStatusEntries) {
     reply_.damaged = true;
     return;
   }

@@ -15,7 +15,7 @@ struct Snapshot {
   double seconds = 0;       // since the first byte could move
 };
 
-/// "1.2 GiB of 4 GiB, 30 %, 512 MiB/s, 0:05 left".
+/// "1.00 GiB of 4.00 GiB, 25 %, 512 MiB/s, 6.00 s left".
 std::string progress_line(const Snapshot& snapshot);
 
 /// Shows progress on stderr: one line that is redrawn on a terminal, a line every ten seconds
