@@ -241,13 +241,16 @@ Qcow2Overlay::Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t
     fail(EFBIG, "{}: a disk of {} bytes is too large for qcow2 with clusters of {} bytes",
          file.name(), map.size(), cluster_size);
   data_start_ = layout.data_offset();
-  file_size_ = layout.total() * cluster_size;
   header_ = layout.header(map.size(), backing);
   file.resize(0);
-  file.resize(file_size_);
+  file.resize(layout.total() * cluster_size);
   layout.write_refcounts(file);
   layout.write_l1(file, map);
   layout.write_l2(file, map);
+}
+
+std::uint64_t Qcow2Overlay::file_size(const ExtentMap& map, std::uint64_t cluster_size) {
+  return Layout(map, cluster_size).total() * cluster_size;
 }
 
 void Qcow2Overlay::write(std::span<const std::byte> data, std::uint64_t offset) const {

@@ -44,8 +44,8 @@ class Qcow2Overlay {
   /// Once everything was written: fsync, header, fsync.
   void finish() const;
 
-  /// Length of the finished file.
-  std::uint64_t file_size() const { return file_size_; }
+  /// Length of the finished file, for a map that has been widened to `cluster_size`.
+  static std::uint64_t file_size(const ExtentMap& map, std::uint64_t cluster_size);
 
  private:
   struct Layout;
@@ -53,8 +53,7 @@ class Qcow2Overlay {
   const File* file_;
   const ExtentMap* map_;
   std::uint64_t data_start_ = 0;  // host offset of the first data cluster
-  std::uint64_t file_size_ = 0;
-  std::string header_;  // the first cluster, up to its used length
+  std::string header_;            // the first cluster, up to its used length
 };
 
 }  // namespace nbdelta::image

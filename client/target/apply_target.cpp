@@ -9,14 +9,16 @@
 #include <array>
 #include <cerrno>
 #include <cstring>
-#include <vector>
 
+#include "base/arithmetic.hpp"
+#include "client/target/file_names.hpp"
+#include "client/target/zeros.hpp"
 #include "image/image_lock.hpp"
 
 namespace nbdelta::client::target {
 namespace {
 
-constexpr std::size_t kZeros = kMiB;
+constexpr std::uint64_t kSector = 512;
 constexpr std::size_t kLongestMark = 16 * kKiB;
 
 /// Makes a range read zero without writing it. False where the file cannot.
@@ -35,7 +37,10 @@ bool deallocate(const File& file, std::uint64_t offset, std::uint64_t length) {
 }  // namespace
 
 ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts, Changes changes)
-    : path_(path), mark_path_(path + ".nbdelta-unfinished"), doubts_(doubts), changes_(changes) {
+    : path_(path),
+      mark_path_(unfinished_mark_of(follow_link(path))),
+      doubts_(doubts),
+      changes_(changes) {
   struct stat status {};
   if (::stat(path.c_str(), &status) != 0)
     refuse(errno, "{}: {}; --apply needs an image to write the changes into", path,
@@ -53,23 +58,34 @@ const image::ExtentMap& ApplyTarget::prepare(const Description& description,
         "{}: the source tells only what has changed; --apply writes that over the previous state, "
         "--full takes the whole disk",
         path_);
-  try {
+  or_refuse([&] {
     // O_EXCL without O_CREAT: a block device that is mounted is refused.
     file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));
     image::lock_image(file_, image::Access::write);
-  } catch (const Error& error) {
-    refuse(error.error_number(), "{}", error.what());
-  }
+  });
   const std::uint64_t size = file_.size();
   if (size < description.disk_size)
     refuse(EINVAL, "{}: has {} bytes, the disk has {}; a larger one is needed", path_, size,
            description.disk_size);
   if (doubts_ == Doubts::refuse) {
+    check_size(size, description.disk_size);
     check_look();
     check_mark(description.source);
   }
   mark(description.source);
   return *description.map;
+}
+
+/// What is past the disk's end would stay as it is: a copy of another disk, more likely than not. A
+/// block device is often larger, and the disk's size may have been rounded up to sectors.
+void ApplyTarget::check_size(std::uint64_t size, std::uint64_t disk_size) const {
+  if (block_device_ || size <= round_up(disk_size, kSector))
+    return;
+  refuse(
+      EINVAL,
+      "{}: has {} bytes, the disk only {}; what is past that would stay as it is. Is it the copy "
+      "of another disk? --force writes into it all the same",
+      path_, size, disk_size);
 }
 
 /// The format is what the user says; but raw bytes in a qcow2 image destroy it.
@@ -87,7 +103,7 @@ void ApplyTarget::check_look() const {
 void ApplyTarget::check_mark(const std::string& source) const {
   if (block_device_ || ::access(mark_path_.c_str(), F_OK) != 0)
     return;
-  const File marked = File::open(mark_path_, O_RDONLY | O_NOFOLLOW);
+  const File marked = or_refuse([&] { return File::open(mark_path_, O_RDONLY | O_NOFOLLOW); });
   std::string by(kLongestMark, '\0');
   by.resize(marked.read_at(std::as_writable_bytes(std::span(by)), 0));
   while (!by.empty() && by.back() == '\n')
@@ -104,7 +120,8 @@ void ApplyTarget::mark(const std::string& source) {
     started_ = true;
     return;
   }
-  const File mark = File::open(mark_path_, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
+  const File mark =
+      or_refuse([&] { return File::open(mark_path_, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW); });
   const std::string text = source + "\n";
   mark.write_at(std::as_bytes(std::span(text)), 0);
   mark.sync();
@@ -119,11 +136,10 @@ void ApplyTarget::write_at(std::span<const std::byte> data, std::uint64_t offset
 void ApplyTarget::zero_at(std::uint64_t offset, std::uint64_t length) {
   if (deallocate(file_, offset, length))
     return;
-  static const std::vector<std::byte> zeros(kZeros);
   for (const std::uint64_t end = offset + length; offset < end;) {
-    const std::size_t count = std::min<std::uint64_t>(zeros.size(), end - offset);
-    file_.write_at(std::span(zeros).first(count), offset);
-    offset += count;
+    const std::span<const std::byte> part = zeros(end - offset);
+    file_.write_at(part, offset);
+    offset += part.size();
   }
 }
 

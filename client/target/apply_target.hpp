@@ -15,7 +15,8 @@ namespace nbdelta::client::target {
 /// source's URI: until the same source was applied to its end the image is no instant of the disk.
 class ApplyTarget : public LocalTarget {
  public:
-  /// Whether a mark left by another source's pull, or the look of a qcow2 image, is in the way.
+  /// Whether a mark left by another source's pull, the look of a qcow2 image, or a file that is
+  /// larger than the disk is in the way.
   enum class Doubts : std::uint8_t { refuse, ignore };
 
   /// Whether a source that tells only what has changed may be written over what is there.
@@ -35,6 +36,7 @@ class ApplyTarget : public LocalTarget {
  private:
   void check_mark(const std::string& source) const;
   void check_look() const;
+  void check_size(std::uint64_t size, std::uint64_t disk_size) const;
   void mark(const std::string& source);
 
   std::string path_;

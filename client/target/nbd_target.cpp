@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <utility>
-#include <vector>
 
 #include "client/nbd/run_together.hpp"
+#include "client/target/zeros.hpp"
 
 namespace nbdelta::client::target {
 namespace {
-
-constexpr std::size_t kZeros = kMiB;
 
 /// A lost source is connected to again, a lost target is not: what it has of the writes before is
 /// not known.
@@ -50,9 +48,8 @@ class NbdTarget::NbdWriter : public Writer {
       co_await unless_lost(connection_->zero(offset, length));
       co_return;
     }
-    static const std::vector<std::byte> zeros(kZeros);
     for (const std::uint64_t end = offset + length; offset < end;) {
-      const auto part = std::span(zeros).first(std::min<std::uint64_t>(kZeros, end - offset));
+      const std::span<const std::byte> part = zeros(end - offset);
       co_await write(part, offset);
       offset += part.size();
     }

@@ -11,13 +11,14 @@
 #include <utility>
 
 #include "base/units.hpp"
+#include "client/target/file_names.hpp"
 #include "client/target/target.hpp"
 #include "image/image_lock.hpp"
 
 namespace nbdelta::client::target {
 
-NewFile::NewFile(std::string path, Existing existing)
-    : path_(std::move(path)), partial_(path_ + ".partial"), existing_(existing) {}
+NewFile::NewFile(const std::string& path, Existing existing)
+    : path_(follow_link(path)), partial_(path_ + ".partial"), existing_(existing) {}
 
 void NewFile::check_name() const {
   struct stat status {};
@@ -40,7 +41,7 @@ void NewFile::check_name() const {
 
 void NewFile::create() {
   check_name();
-  file_ = File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW);
+  file_ = or_refuse([&] { return File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW); });
   try {
     image::lock_image(file_, image::Access::write);
   } catch (const Error& error) {
@@ -79,8 +80,8 @@ void NewFile::publish() {
     rename();
     state_ = State::published;
   }
-  ::unlink((path_ + ".nbdelta-unfinished").c_str());  // of an --apply to what was there before
-  sync_folder_of(path_);  // may hang with the disk, and abandon() must not
+  ::unlink(unfinished_mark_of(path_).c_str());  // of an --apply to what was there before
+  sync_folder_of(path_);                        // may hang with the disk, and abandon() must not
 }
 
 void NewFile::rename() {

@@ -12,7 +12,6 @@ namespace nbdelta::client::target {
 enum class Existing : std::uint8_t {
   refuse,
   replace,  // by a new file, once that is complete
-  apply,    // write into it
 };
 
 /// A file that gets its name only when it is complete; until then it is NAME.partial, locked so
@@ -21,7 +20,8 @@ enum class Existing : std::uint8_t {
 /// Invariant: the name is given, or the partial file is removed, never both; whoever comes first.
 class NewFile {
  public:
-  NewFile(std::string path, Existing existing);
+  /// Where `path` is a symbolic link, the file that it leads to is meant. Throws TargetRefused.
+  NewFile(const std::string& path, Existing existing);
 
   /// Throws TargetRefused where the name is taken and must not be replaced.
   void check_name() const;

@@ -1,7 +1,4 @@
 #include "client/target/qcow2_target.hpp"
-#include "client/say.hpp"
-#include "image/permitted_file.hpp"
-#include "image/qcow2_header.hpp"
 
 #include <fmt/format.h>
 
@@ -10,12 +7,16 @@
 #include <filesystem>
 #include <utility>
 
+#include "client/say.hpp"
+#include "client/target/file_names.hpp"
+#include "image/permitted_file.hpp"
+#include "image/qcow2_format.hpp"
+#include "image/qcow2_header.hpp"
+
 namespace nbdelta::client::target {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::size_t kLongestBackingName = 1023;  // qcow2 spec, "Header"
 
 bool is_there(const fs::path& path) {
   std::error_code ignored;
@@ -38,8 +39,9 @@ Qcow2Target::Qcow2Target(const std::string& path, Existing existing, image::Back
 void Qcow2Target::check_backing() const {
   if (backing_.name.empty())
     return;
-  if (backing_.name.size() > kLongestBackingName)
-    refuse(ENAMETOOLONG, "--base: at most {} bytes fit a qcow2 header", kLongestBackingName);
+  if (backing_.name.size() > image::qcow2::kMaxBackingNameLength)
+    refuse(ENAMETOOLONG, "--base: at most {} bytes fit a qcow2 header",
+           image::qcow2::kMaxBackingNameLength);
   const fs::path folder = fs::path(path_).parent_path();
   if (is_there(folder / backing_.name)) {
     if (is_there(path_) && fs::equivalent(folder / backing_.name, path_))
@@ -54,25 +56,30 @@ void Qcow2Target::check_backing() const {
          fs::proximate(backing_.name, folder.empty() ? "." : folder).string());
 }
 
-/// The base is what it is said to be, and does not rest on the file that is to be replaced.
+/// The base is what it is said to be, is finished, and does not rest on the file that is to be
+/// replaced.
 void Qcow2Target::check_chain(std::string base) const {
   constexpr int kMostLayers = 256;
-  std::error_code ignored;
-  image::Format format = backing_.format;
-  for (int layer = 0; layer < kMostLayers && format == image::Format::qcow2; ++layer) {
-    image::Qcow2Header header;
+  bool is_qcow2 = backing_.format == image::Format::qcow2;
+  for (int layer = 0; layer < kMostLayers; ++layer) {
+    std::error_code ignored;
+    if (fs::equivalent(base, path_, ignored))
+      refuse(EINVAL, "--base {}: it rests on {}, which would be replaced", backing_.name, path_);
+    const std::string mark = unfinished_mark_of(follow_link(base));
+    if (is_there(mark))
+      refuse(EINVAL, "--base {}: a pull into {} was not finished (see {}); finish it first",
+             backing_.name, base, mark);
+    if (!is_qcow2)
+      return;
     try {
-      header = image::read_qcow2_header(image::open_image_file(base, 0));
+      const auto header = image::read_qcow2_header(image::open_image_file(base, 0));
       if (header.backing_name.empty())
         return;
       base = image::resolve_backing_path(base, header.backing_name);
+      is_qcow2 = header.backing_format == "qcow2";
     } catch (const Error& error) {
       refuse(error.error_number(), "--base {}: {}", backing_.name, error.what());
     }
-    if (fs::equivalent(base, path_, ignored))
-      refuse(EINVAL, "--base {}: it rests on {}, which would be replaced", backing_.name, path_);
-    if (header.backing_format != "qcow2")
-      return;
   }
 }
 
@@ -91,8 +98,8 @@ const image::ExtentMap& Qcow2Target::prepare(const Description& description,
   const std::uint64_t cluster_size = image::Qcow2Overlay::suitable_cluster_size(*description.map);
   map_ = image::widen_to_clusters(*description.map, cluster_size);
   file_.create();
+  file_.check_space(image::Qcow2Overlay::file_size(map_, cluster_size));
   overlay_.emplace(file_.file(), map_, cluster_size, backing_);
-  file_.check_space(overlay_->file_size());
   return map_;
 }
 

@@ -25,6 +25,16 @@ template <class... Args>
   throw TargetRefused(error_number, fmt::format(format, std::forward<Args>(args)...));
 }
 
+/// Runs something that changes nothing that was there: its Error becomes a refusal.
+template <class Body>
+auto or_refuse(Body body) {
+  try {
+    return body();
+  } catch (const Error& error) {
+    throw TargetRefused(error.error_number(), error.what());
+  }
+}
+
 /// What a map describes.
 enum class Contents : std::uint8_t {
   whole_disk,  // data, zero, hole

@@ -30,6 +30,8 @@ constexpr std::uint16_t kInfoExport = 0;
 constexpr std::uint16_t kInfoDescription = 2;
 constexpr std::uint16_t kHasFlags = 1;
 constexpr std::uint16_t kReadOnly = 2;
+constexpr std::uint16_t kSendFlush = 1U << 2U;
+constexpr std::uint16_t kSendWriteZeroes = 1U << 6U;
 constexpr std::uint16_t kMultiConn = 1U << 8U;
 constexpr std::uint16_t kDone = 1;
 constexpr std::uint16_t kChunkNone = 0;
@@ -173,8 +175,8 @@ void ScriptedServer::serve(int fd, unsigned connection) const {
 
 bool ScriptedServer::negotiate(const Session& session, unsigned connection) const {
   session.send(bytes(kMagic, kOptionMagic, static_cast<std::uint16_t>(kFixedNewstyle | kNoZeroes)));
-  const auto flags =
-      static_cast<std::uint16_t>(kHasFlags | kMultiConn | (script_.read_only ? kReadOnly : 0));
+  const auto flags = static_cast<std::uint16_t>(
+      kHasFlags | kMultiConn | (script_.read_only ? kReadOnly : kSendFlush | kSendWriteZeroes));
   be32 client_flags;
   session.receive(&client_flags, sizeof client_flags);
   for (;;) {

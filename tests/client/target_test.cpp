@@ -3,6 +3,8 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <filesystem>
@@ -32,8 +34,8 @@ struct Refusal {
   const char* message;  // a part of it
 };
 
-/// The folder has old.raw (1 MiB), small.raw (512 bytes), dir/base.qcow2, dir/base.bin; the source
-/// is a changed view of 1 MiB.
+/// The folder has old.raw (1 MiB), what the constructor adds, and links to them; the source is a
+/// changed view of 1 MiB.
 class TargetRefusal : public ::testing::TestWithParam<Refusal> {
  protected:
   TargetRefusal() {
@@ -44,6 +46,16 @@ class TargetRefusal : public ::testing::TestWithParam<Refusal> {
     run_ok({"cp", folder_ / "dir/base.qcow2", folder_ / "dir/base.bin"});
     run_ok({"cp", folder_ / "dir/base.qcow2", folder_ / "image.img"});
     run_ok({"truncate", "-s", "1M", folder_ / "image.img"});
+    run_ok({"truncate", "-s", "1048577", folder_ / "large.raw"});
+    run_ok({"mkfifo", folder_ / "pipe"});
+    fs::create_symlink("old.raw", folder_ / "link.raw");
+    fs::create_symlink("nothing.raw", folder_ / "dangling.raw");
+    create_overlay(folder_ / "dir/above.qcow2", "base.qcow2", "qcow2");
+    create_overlay(folder_ / "dir/top.qcow2", "above.qcow2", "qcow2");
+    create_image(folder_ / "dir/unfinished.raw", "raw", kMiB);
+    run_ok({"touch", folder_ / "dir/unfinished.raw.nbdelta-unfinished"});
+    create_overlay(folder_ / "dir/above-unfinished.qcow2", "unfinished.raw", "raw");
+    fs::create_symlink("unfinished.raw", folder_ / "dir/link-to-unfinished.raw");
   }
 
   static ScriptedServer::Script changed_view() {
@@ -58,8 +70,9 @@ class TargetRefusal : public ::testing::TestWithParam<Refusal> {
 
 TEST_P(TargetRefusal, SaysWhatToDoAndTouchesNothing) {
   const auto listing = [&] {
-    return run_ok(
-        {"sh", "-c", "cd " + folder_.path() + " && ls -lRi --time-style=full-iso && cksum *.raw"});
+    return run_ok({"sh", "-c",
+                   "cd " + folder_.path() +
+                       " && ls -lRi --time-style=full-iso && find . -type f -exec cksum {} +"});
   };
   const std::string before = listing();
   Command command{"pull", server_.uri()};
@@ -113,7 +126,43 @@ INSTANTIATE_TEST_SUITE_P(
         Refusal{"bad_rate", {"null:", "--rate", "fast"}, kUsage, "--rate"},
         Refusal{"bad_request_size", {"null:", "--request-size", "1"}, kUsage, "--request-size"},
         Refusal{"bad_connections", {"null:", "--connections", "0"}, kUsage, "--connections"},
-        Refusal{"no_folder", {"nowhere/new.qcow2"}, 1, "nowhere/new.qcow2.partial"}),
+        Refusal{"not_a_folder", {"old.raw/new.qcow2"}, kRefused, "Not a directory"},
+        Refusal{"no_folder", {"nowhere/new.qcow2"}, kRefused, "nowhere/new.qcow2.partial"},
+        Refusal{"link_to_nothing",
+                {"dangling.raw", "--full", "--force"},
+                kRefused,
+                "a symbolic link that leads nowhere"},
+        Refusal{"apply_to_a_link_to_nothing",
+                {"dangling.raw", "--apply"},
+                kRefused,
+                "a symbolic link that leads nowhere"},
+        Refusal{"link_without_force", {"link.raw", "--full"}, kRefused, "--force replaces it"},
+        Refusal{"larger_than_the_disk",
+                {"large.raw", "--apply"},
+                kRefused,
+                "--force writes into it all the same"},
+        Refusal{"force_on_a_folder", {"dir", "--full", "--force"}, kRefused, "no regular file"},
+        Refusal{"force_on_a_pipe", {"pipe", "--full", "--force"}, kRefused, "no regular file"},
+        Refusal{"base_rests_on_the_target",
+                {"dir/base.qcow2", "--force", "--base", "above.qcow2"},
+                kRefused,
+                "it rests on dir/base.qcow2"},
+        Refusal{"base_rests_on_the_target_further_down",
+                {"dir/base.qcow2", "--force", "--base", "top.qcow2"},
+                kRefused,
+                "it rests on dir/base.qcow2"},
+        Refusal{"base_is_unfinished",
+                {"dir/new.qcow2", "--base", "unfinished.raw"},
+                kRefused,
+                "unfinished.raw was not finished"},
+        Refusal{"base_rests_on_what_is_unfinished",
+                {"dir/new.qcow2", "--base", "above-unfinished.qcow2"},
+                kRefused,
+                "unfinished.raw was not finished"},
+        Refusal{"base_leads_to_what_is_unfinished",
+                {"dir/new.qcow2", "--base", "link-to-unfinished.raw"},
+                kRefused,
+                "was not finished"}),
     [](const auto& param) { return std::string(param.param.name); });
 
 TEST(Target, ChangesWithoutBaseAreAllowedWithAWarning) {
@@ -148,7 +197,7 @@ TEST(Target, PartialFileIsNoSymbolicLink) {
   const TempFolder folder;
   run_ok({"sh", "-c", "echo precious > " + folder / "other"});
   fs::create_symlink(folder / "other", folder / "disk.raw.partial");
-  EXPECT_EQ(nbdelta({"pull", from.uri(), folder / "disk.raw"}).status, 1);
+  EXPECT_EQ(nbdelta({"pull", from.uri(), folder / "disk.raw"}).status, kRefused);
   EXPECT_EQ(run_ok({"cat", folder / "other"}), "precious\n");
 }
 
@@ -221,6 +270,124 @@ TEST(Target, NbdThatFailsIsAnError) {
   EXPECT_NE(outcome.err.find("only partly written"), std::string::npos) << outcome.err;
 }
 
+/// As cp and qemu-img do.
+TEST(Target, ForceFollowsALink) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  fs::create_directory(folder / "real");
+  run_ok({"sh", "-c", "echo old > " + folder / "real/disk.raw"});
+  fs::create_symlink("real/disk.raw", folder / "link.raw");
+  pulled({from.uri(), folder / "link.raw", "--force"});
+  EXPECT_TRUE(fs::is_symlink(folder / "link.raw"));
+  EXPECT_EQ(difference(folder / "real/disk.raw", "raw", from.uri(), "raw"), "");
+  EXPECT_EQ(run_ok({"ls", folder / "real"}), "disk.raw\n");
+}
+
+TEST(Target, MarkIsBesideTheFileThatALinkLeadsTo) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  fs::create_directory(folder / "real");
+  create_image(folder / "real/disk.raw", "raw", kMiB);
+  run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + folder / "real/disk.raw.nbdelta-unfinished"});
+  fs::create_symlink("real/disk.raw", folder / "link.raw");
+  const Outcome refused = nbdelta({"pull", from.uri(), folder / "link.raw", "--apply"});
+  EXPECT_EQ(refused.status, kRefused);
+  EXPECT_NE(refused.err.find("nbd://elsewhere/"), std::string::npos) << refused.err;
+}
+
+TEST(Target, LargerFileIsAppliedToWithForceAndKeepsItsRest) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", 2 * kMiB);
+  qemu_io(folder / "disk.raw", "raw", {"write -q -P 9 1M 1M"});
+  pulled({from.uri(), folder / "disk.raw", "--apply", "--force"});
+  qemu_io(folder / "disk.raw", "raw", {"read -P 9 1M 1M"});
+  fs::resize_file(folder / "disk.raw", kMiB);
+  EXPECT_EQ(difference(folder / "disk.raw", "raw", from.uri(), "raw"), "");
+}
+
+/// As where a disk's size was rounded up to sectors.
+TEST(Target, FileThatEndsInTheSameSectorIsAppliedTo) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"100000"});
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", 100'352);
+  pulled({from.uri(), folder / "disk.raw", "--apply"});
+}
+
+/// QEMU would take "a" for a protocol.
+TEST(Target, BaseWithAColonIsAFile) {
+  const TempFolder folder;
+  create_image(folder / "a:b.qcow2", "qcow2", kMiB);
+  qemu_io(folder / "a:b.qcow2", "qcow2", {"write -q -P 7 0 64k"});
+  ScriptedServer::Script script;
+  script.description = std::string(image::kChangedViewDescription) + "nothing has changed";
+  script.on_request = [](const auto& session, const ScriptedServer::Request& request) {
+    session.reply_status(request, 0, {{request.length, 1}});
+    return ScriptedServer::Next::handled;
+  };
+  const ScriptedServer from(script);
+  pulled({from.uri(), folder / "inc.qcow2", "--base", "a:b.qcow2"});
+  EXPECT_EQ(image_info(folder / "inc.qcow2", "qcow2").at("backing-filename").as_string(),
+            "./a:b.qcow2");
+  qemu_io(folder / "inc.qcow2", "qcow2", {"read -P 7 0 64k"});
+}
+
+TEST(Target, ImageInUseIsNotReplaced) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  for (const char* format : {"raw", "qcow2"}) {
+    const std::string disk = folder / "disk." + format;
+    create_image(disk, format, kMiB);
+    const NbdServer user = NbdServer::qemu_nbd({"-r", "-f", format, disk});
+    const Outcome outcome = nbdelta({"pull", from.uri(), disk, "--force"});
+    EXPECT_EQ(outcome.status, kRefused) << outcome.err;
+    EXPECT_NE(outcome.err.find("it is not replaced"), std::string::npos) << outcome.err;
+    EXPECT_FALSE(fs::exists(disk + ".partial"));
+  }
+}
+
+/// A block device that nothing is behind: if it were opened, that would fail.
+TEST(Target, ChangesAloneAreNotWrittenToADeviceByForce) {
+  const TempFolder folder;
+  constexpr unsigned kLocalMajor = 240;  // Linux, admin-guide/devices.txt: local use
+  if (::mknod((folder / "device").c_str(), S_IFBLK | 0600, makedev(kLocalMajor, 77)) != 0)
+    GTEST_SKIP() << "only root can make a device";
+  ScriptedServer::Script script;
+  script.description = std::string(image::kChangedViewDescription) + "test";
+  const ScriptedServer from(script);
+  const Outcome outcome = nbdelta({"pull", from.uri(), folder / "device", "--force"});
+  EXPECT_EQ(outcome.status, kRefused);
+  EXPECT_NE(outcome.err.find("tells only what has changed"), std::string::npos) << outcome.err;
+}
+
+/// What a lost server has of the writes before is not known: no second attempt.
+TEST(Target, LostNbdTargetEndsThePull) {
+  ScriptedServer::Script half;
+  half.on_request = [](const auto& session, const ScriptedServer::Request& request) {
+    if (request.type != ScriptedServer::Type::block_status)
+      return ScriptedServer::Next::usual;
+    const std::uint32_t data = request.length / 2;
+    session.reply_status(request, 0, {{data, 0}, {request.length - data, 2}});
+    return ScriptedServer::Next::handled;
+  };
+  const ScriptedServer from(half);
+  for (const auto lost_at :
+       {ScriptedServer::Type::write, ScriptedServer::Type::zero, ScriptedServer::Type::flush}) {
+    ScriptedServer::Script script;
+    script.read_only = false;
+    script.on_request = [&](auto&, const ScriptedServer::Request& request) {
+      return request.type == lost_at ? ScriptedServer::Next::close : ScriptedServer::Next::usual;
+    };
+    const ScriptedServer to(script);
+    const Outcome outcome = nbdelta({"pull", from.uri(), to.uri(), "--connections", "1"});
+    EXPECT_EQ(outcome.status, 1);
+    EXPECT_NE(outcome.err.find("the target was lost: " + to.uri()), std::string::npos)
+        << outcome.err;
+    EXPECT_NE(outcome.err.find("only partly written"), std::string::npos) << outcome.err;
+    EXPECT_EQ(to.connections(), 1U);
+  }
+}
+
 TEST(Target, FileSizeLimitRemovesThePartialFile) {
   const NbdServer from = NbdServer::nbdkit("pattern", {"20M"});
   const TempFolder folder;
@@ -254,6 +421,22 @@ TEST_F(FullFileSystem, IsNoticedBeforehand) {
     EXPECT_NE(outcome.err.find("needs 20"), std::string::npos) << outcome.err;
     EXPECT_TRUE(fs::is_empty(folder_.path()));
   }
+}
+
+/// Of 64 GiB that were changed to zero the tables alone are larger than the file system.
+TEST_F(FullFileSystem, IsNoticedBeforeTheTablesAreWritten) {
+  ScriptedServer::Script script;
+  script.size = [](unsigned) { return 64 * kGiB; };
+  script.description = std::string(image::kChangedViewDescription) + "zeros";
+  script.on_request = [](const auto& session, const ScriptedServer::Request& request) {
+    session.reply_status(request, 0, {{request.length, 2}});
+    return ScriptedServer::Next::handled;
+  };
+  const ScriptedServer from(script);
+  const Outcome outcome = nbdelta({"pull", from.uri(), folder_ / "disk.qcow2"});
+  EXPECT_EQ(outcome.status, kRefused) << outcome.err;
+  EXPECT_NE(outcome.err.find("needs 8"), std::string::npos) << outcome.err;
+  EXPECT_TRUE(fs::is_empty(folder_.path()));
 }
 
 TEST_F(FullFileSystem, IsNoticedInTheMiddle) {
