@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "base/arithmetic.hpp"
+#include "base/error.hpp"
 #include "client/interruptible.hpp"
 #include "tests/client/client_run.hpp"
 #include "tests/client/scripted_server.hpp"
@@ -122,6 +123,19 @@ TEST_F(Interruption, WorksWhileThrottled) {
   const Outcome outcome = interrupt({server.uri(), folder_ / "disk.raw", "--rate", "16K"}, SIGINT);
   EXPECT_EQ(outcome.status, 130);
   EXPECT_NE(outcome.err.find("disk.raw.partial was removed"), std::string::npos) << outcome.err;
+}
+
+TEST(Interruptible, LeavesTheSignalMaskAsItWas) {
+  const auto blocked = [](int signal) {
+    sigset_t mask;
+    ::pthread_sigmask(SIG_BLOCK, nullptr, &mask);
+    return sigismember(&mask, signal) == 1;
+  };
+  ASSERT_FALSE(blocked(SIGTERM) || blocked(SIGINT));
+  EXPECT_EQ(client::run_interruptibly({.job = [&](auto&) { EXPECT_TRUE(blocked(SIGTERM)); }}), 0);
+  EXPECT_FALSE(blocked(SIGTERM) || blocked(SIGINT));
+  EXPECT_THROW(client::run_interruptibly({.job = [](auto&) { fail(EIO, "test"); }}), Error);
+  EXPECT_FALSE(blocked(SIGTERM) || blocked(SIGINT));
 }
 
 /// Does not end when it should, as a thread in the kernel on a disk that does not answer.

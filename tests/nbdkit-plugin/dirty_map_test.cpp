@@ -22,9 +22,10 @@ class DirtyMap : public PluginTest {
     return plugin::read_map_from_json(file, context, disk_size);
   }
 
-  std::string message_of(const std::string& json, std::uint64_t disk_size = 4096) {
+  std::string message_of(const std::string& json, std::uint64_t disk_size = 4096,
+                         const std::string& context = {}) {
     try {
-      (void)read(json, disk_size);
+      (void)read(json, disk_size, context);
     } catch (const Error& error) {
       return error.what();
     }
@@ -136,6 +137,29 @@ TEST_F(DirtyMap, MalformedFilesAreRefused) {
   }
 }
 
+TEST_F(DirtyMap, FileThatContradictsItsContextIsRefused) {
+  const auto extent = [](const std::string& description) {
+    return R"([{"offset":0,"length":4096,"type":1,"description":")" + description + R"("}])";
+  };
+  const std::string bitmap = "qemu:dirty-bitmap:b0";
+  const std::string allocation = "base:allocation";
+  for (const char* description : {"data", "hole", "zero", "hole,zero"}) {
+    EXPECT_THAT(message_of(extent(description), 4096, bitmap),
+                HasSubstr("not of the context that map-context= says"))
+        << description;
+    EXPECT_EQ(message_of(extent(description), 4096, allocation), "no Error") << description;
+  }
+  for (const char* description : {"clean", "dirty"}) {
+    EXPECT_THAT(message_of(extent(description), 4096, allocation),
+                HasSubstr("not of the context that map-context= says"))
+        << description;
+    EXPECT_EQ(message_of(extent(description), 4096, bitmap), "no Error") << description;
+  }
+  for (const std::string& context : {std::string(), bitmap, allocation})
+    EXPECT_THAT(message_of(extent("compressed"), 4096, context),
+                HasSubstr("neither of a dirty bitmap nor of base:allocation"));
+}
+
 TEST_F(DirtyMap, MustBeAFile) {
   create_image(disk, "qcow2", kMiB);
   ASSERT_EQ(::mkfifo((folder / "pipe").c_str(), 0600), 0);
@@ -241,6 +265,9 @@ TEST_F(DirtyMap, WrongServersAreRefused) {
   EXPECT_THAT(refusal({disk, "map=gopher://host", context}), HasSubstr("map=gopher://host: "));
   const NbdServer sudden = NbdServer::nbdkit("memory", {"4M"}, {"--filter=noextents"});
   EXPECT_THAT(refusal({disk, "map=" + sudden.uri(), context}), HasSubstr("no metadata context"));
+  EXPECT_THAT(refusal({disk, "map=" + NbdServer::delta({disk}).uri("image"),
+                       "map-context=base:allocation"}),
+              HasSubstr("is no changed view"));
   const NbdServer failing =
       NbdServer::nbdkit("memory", {"4M", "error-extents-rate=100%"}, {"--filter=error"});
   EXPECT_THAT(refusal({disk, "map=" + failing.uri(), "map-context=base:allocation"}),
