@@ -16,9 +16,8 @@
 #include "base/units.hpp"
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
-#include "client/nbd/map_reader.hpp"
+#include "client/pull/job.hpp"
 #include "client/pull/progress.hpp"
-#include "client/pull/pull.hpp"
 #include "client/say.hpp"
 #include "client/source_options.hpp"
 #include "client/target/open_target.hpp"
@@ -27,7 +26,6 @@ namespace nbdelta::client {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-using image::State;
 
 constexpr unsigned kMostConnections = 64;
 constexpr unsigned kMostDepth = 256;
@@ -49,85 +47,8 @@ struct PullOptions {
   bool json = false;
 };
 
-struct Result {
-  std::uint64_t disk_size = 0;
-  bool changed_view = false;
-  std::uint64_t extents = 0;  // that were pulled: data, and changed to zero
-  double map_seconds = 0;
-  double seconds = 0;
-};
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-/// One pull from the connection to the finished target.
-class PullJob {
- public:
-  explicit PullJob(const PullOptions& options)
-      : options_(options), target_(target::open_target(options.target)) {}
-
-  void run(std::stop_source& stop) {
-    try {
-      pull(stop);
-    } catch (const target::TargetRefused&) {
-      target_->abandon();  // nothing that was there is touched
-      throw;
-    } catch (const std::exception& error) {
-      const auto* known = dynamic_cast<const Error*>(&error);
-      const std::string done = target_->abandon();
-      fail(known == nullptr ? ENOMEM : known->error_number(), "{}{}{}", error.what(),
-           done.empty() ? "" : "; ", done);
-    }
-  }
-
-  std::string abandon() { return target_->abandon(); }
-  const pull::Counters& counters() const { return counters_; }
-  const Result& result() const { return result_; }
-
- private:
-  void pull(std::stop_source& stop);
-
-  const PullOptions& options_;
-  std::optional<nbd::Source> source_;  // its loop must outlive the target's connections
-  std::unique_ptr<target::Target> target_;
-  pull::Counters counters_;
-  Result result_;
-};
-
-void PullJob::pull(std::stop_source& stop) {
-  const auto start = Clock::now();
-  source_.emplace(options_.source.connect_options(), options_.source.retry_policy(),
-                  stop.get_token());
-  source_->connect();
-  const nbd::Export& exported = source_->negotiated();
-  const image::ExtentMap map = nbd::read_map(*source_);
-  result_.map_seconds = seconds_since(start);
-
-  const target::Description description{.source = options_.source.uri,
-                                        .disk_size = exported.size,
-                                        .contents = exported.shows_changes()
-                                                        ? target::Contents::changes
-                                                        : target::Contents::whole_disk,
-                                        .map = &map};
-  const image::ExtentMap& followed = target_->prepare(description, source_->loop());
-  pull::Settings settings = options_.settings;
-  if (!exported.multi_conn && !options_.connections_given)
-    settings.connections = 1;
-  run_pull(*source_, *target_, followed, settings, counters_, stop);
-  target_->finish();
-
-  result_.disk_size = exported.size;
-  result_.changed_view = exported.shows_changes();
-  result_.extents = map.extents(State::data);
-  if (exported.shows_changes())
-    result_.extents += map.extents(State::zero);
-  result_.seconds = seconds_since(start);
-}
-
-void print_json(const PullOptions& options, const PullJob& job) {
-  const Result& result = job.result();
-  const pull::Counters& counters = job.counters();
+void print_json(const PullOptions& options, const pull::JobResult& result,
+                const pull::Counters& counters) {
   const boost::json::object object{{"result", "done"},
                                    {"source", options.source.uri},
                                    {"target", options.target.name},
@@ -147,9 +68,8 @@ void print_json(const PullOptions& options, const PullJob& job) {
     fail_errno("standard output");
 }
 
-void print_summary(const PullOptions& options, const PullJob& job) {
-  const Result& result = job.result();
-  const pull::Counters& counters = job.counters();
+void print_summary(const PullOptions& options, const pull::JobResult& result,
+                   const pull::Counters& counters) {
   const double moving = result.seconds - result.map_seconds;
   const auto rate =
       static_cast<std::uint64_t>(moving > 0 ? static_cast<double>(counters.read) / moving : 0);
@@ -160,10 +80,15 @@ void print_summary(const PullOptions& options, const PullJob& job) {
 }
 
 int run_pull_command(PullOptions& options) {
-  PullJob job(options);
+  pull::Counters counters;
+  pull::Job job({.source = options.source.connect_options(),
+                 .retry = options.source.retry_policy(),
+                 .target = options.target,
+                 .settings = options.settings,
+                 .connections_given = options.connections_given},
+                counters);
   pull::Progress progress(
-      options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(),
-      job.counters());
+      options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(), counters);
   const Interruptible work{.job = [&](std::stop_source& stop) { job.run(stop); },
                            .tick = [&] { progress.tick(Clock::now()); },
                            .abandon =
@@ -182,9 +107,9 @@ int run_pull_command(PullOptions& options) {
   if (status != kDone)
     return status;
   if (!options.quiet)
-    print_summary(options, job);
+    print_summary(options, job.result(), counters);
   if (options.json)
-    print_json(options, job);
+    print_json(options, job.result(), counters);
   return kDone;
 }
 

@@ -42,6 +42,8 @@ struct ImageInfo {
   std::optional<std::string> backing_filename;
   std::optional<std::string> full_backing_filename;
   std::optional<std::string> backing_format;
+  std::optional<json::value> backing_image;  // an ImageInfo: of the backing file, where it is open
+  std::optional<json::value> format_specific;  // "ImageInfoSpecific"
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("filename", filename);
@@ -51,11 +53,21 @@ struct ImageInfo {
     visit("backing-filename", backing_filename);
     visit("full-backing-filename", full_backing_filename);
     visit("backing-filename-format", backing_format);
+    visit("backing-image", backing_image);
+    visit("format-specific", format_specific);
   }
 };
 
 /// "BlockDeviceInfo": one node of the graph.
 struct NodeInfo {
+  struct Cache {
+    bool direct = false;
+    template <class Visitor>
+    void fields(Visitor& visit) {
+      visit("direct", direct);
+    }
+  };
+
   std::optional<std::string> node_name;
   std::string driver;
   std::string file;
@@ -63,6 +75,7 @@ struct NodeInfo {
   std::uint64_t backing_depth = 0;
   std::uint64_t write_threshold = 0;  // bytes; 0: none
   ImageInfo image;
+  std::optional<Cache> cache;
   std::optional<std::vector<BitmapInfo>> bitmaps;
   template <class Visitor>
   void fields(Visitor& visit) {
@@ -73,6 +86,7 @@ struct NodeInfo {
     visit("backing_file_depth", backing_depth);
     visit("write_threshold", write_threshold);
     visit("image", image);
+    visit("cache", cache);
     visit("dirty-bitmaps", bitmaps);
   }
 };

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "base/error.hpp"
-#include "client/nbd/asio.hpp"
+#include "client/asio.hpp"
 #include "image/status_reply.hpp"
 
 namespace nbdelta::client::nbd {

@@ -4,7 +4,7 @@
 #include <utility>
 #include <vector>
 
-#include "client/nbd/asio.hpp"
+#include "client/asio.hpp"
 
 namespace nbdelta::client::nbd {
 

@@ -7,7 +7,7 @@
 #include <stop_token>
 #include <vector>
 
-#include "client/nbd/asio.hpp"
+#include "client/asio.hpp"
 #include "client/nbd/connection.hpp"
 
 namespace nbdelta::client::nbd {

@@ -47,8 +47,10 @@ void Progress::tick(Clock::time_point now) {
     return;
   shown_ = now;
   const std::chrono::duration<double> elapsed = now - started_;
-  const std::string line = progress_line(
+  std::string line = progress_line(
       {counters_.written + counters_.zeroed, total, total == 0 ? 0 : elapsed.count()});
+  if (!label_.empty())
+    line = label_ + ": " + line;
   if (style_ == Style::lines) {
     say("{}\n", line);
   } else {

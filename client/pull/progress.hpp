@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 #include "client/pull/work.hpp"
 
@@ -28,7 +29,9 @@ class Progress {
   /// What suits stderr.
   static Style style_for_stderr();
 
-  Progress(Style style, const Counters& counters) : style_(style), counters_(counters) {}
+  /// `label` begins the line; it may be empty.
+  Progress(Style style, const Counters& counters, std::string label = {})
+      : style_(style), counters_(counters), label_(std::move(label)) {}
 
   /// Call several times a second.
   void tick(Clock::time_point now);
@@ -39,6 +42,7 @@ class Progress {
  private:
   Style style_;
   const Counters& counters_;
+  std::string label_;
   Clock::time_point started_{};  // when the total became known
   Clock::time_point shown_{};
   bool drawn_ = false;

@@ -9,7 +9,7 @@
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
-#include "client/nbd/asio.hpp"
+#include "client/asio.hpp"
 #include "image/extent_map.hpp"
 
 namespace nbdelta::client::target {

@@ -10,8 +10,8 @@
 #include <string_view>
 #include <vector>
 
-#include "tests/guest/line_socket.hpp"
 #include "tests/guest/operation_log.hpp"
+#include "tests/support/line_socket.hpp"
 #include "tests/support/process.hpp"
 
 namespace nbdelta::testing {

@@ -14,7 +14,7 @@
 #include <thread>
 
 #include "tests/guest/check.hpp"
-#include "tests/guest/line_socket.hpp"
+#include "tests/support/line_socket.hpp"
 #include "tests/support/qemu.hpp"
 #include "tests/support/temp_folder.hpp"
 

@@ -1,4 +1,4 @@
-#include "tests/guest/line_socket.hpp"
+#include "tests/support/line_socket.hpp"
 
 #include <poll.h>
 #include <sys/socket.h>

@@ -1,0 +1,147 @@
+#include "client/backup/inventory.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <string_view>
+#include <utility>
+
+namespace nbdelta::client::backup {
+namespace {
+
+using qapi::ImageInfo;
+using qapi::NodeInfo;
+
+/// The image on top, and what is open below it.
+std::vector<ImageInfo> images_of(const NodeInfo& top) {
+  std::vector<ImageInfo> images{top.image};
+  while (images.back().backing_image && images.back().backing_image->is_object()) {
+    ImageInfo below;
+    qapi::from_json(*images.back().backing_image, below, "query-block: backing-image");
+    images.push_back(std::move(below));
+  }
+  return images;
+}
+
+/// The node that has this image open in its format: not its protocol node.
+const NodeInfo* find_node(const std::vector<NodeInfo>& nodes, const ImageInfo& image) {
+  const auto is_it = [&](const NodeInfo& node) {
+    return node.node_name && node.driver == image.format && node.image.filename == image.filename;
+  };
+  const auto found = std::find_if(nodes.begin(), nodes.end(), is_it);
+  return found == nodes.end() ? nullptr : &*found;
+}
+
+/// "/machine/peripheral/vda/virtio-backend" -> "vda"; "vda" stays; nothing for a device without id.
+std::string qdev_id(std::string_view qdev) {
+  constexpr std::string_view kNamed = "/machine/peripheral/";
+  if (qdev.starts_with(kNamed)) {
+    qdev.remove_prefix(kNamed.size());
+    return std::string(qdev.substr(0, qdev.find('/')));
+  }
+  return std::string(qdev.starts_with('/') ? std::string_view() : qdev);
+}
+
+bool is_automatic(std::string_view node_name) {
+  return node_name.starts_with('#');
+}
+
+/// Version 2 of qcow2 ("compat": "0.10") has no bitmaps extension.
+bool can_keep_bitmaps(const ImageInfo& image) {
+  if (image.format != "qcow2" || !image.format_specific)
+    return false;
+  const auto* data = image.format_specific->is_object()
+                         ? image.format_specific->get_object().if_contains("data")
+                         : nullptr;
+  const auto* compat =
+      data != nullptr && data->is_object() ? data->get_object().if_contains("compat") : nullptr;
+  return compat != nullptr && *compat != "0.10";
+}
+
+std::string name_of(const qapi::DeviceInfo& device, const GuestDisk& disk) {
+  if (!device.device.empty())
+    return device.device;
+  if (!disk.qdev.empty())
+    return disk.qdev;
+  if (!is_automatic(disk.base_node))
+    return disk.base_node;
+  return std::string(base_name(disk.base_path));
+}
+
+/// Fills what is known of the base; says why the disk cannot be backed up, or nothing.
+std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* node) {
+  if (image.format != "qcow2" && image.format != "raw")
+    return fmt::format("its format is {}, not qcow2 or raw", image.format);
+  if (node == nullptr)
+    return fmt::format("QEMU does not say which node has {} open", image.filename);
+  if (image.filename.starts_with("json:") || image.filename.find("://") != std::string::npos)
+    return fmt::format("it is no local file or block device ({})", image.filename);
+  disk.base_node = *node->node_name;
+  disk.base_path = image.filename;
+  disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
+  disk.base_read_only = node->read_only;
+  disk.can_keep_bitmaps = can_keep_bitmaps(image);
+  disk.base_allocated = image.actual_size.value_or(0);
+  disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
+  return {};
+}
+
+}  // namespace
+
+Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
+                         const std::vector<NodeInfo>& nodes,
+                         const std::function<std::string(const std::string&)>& to_local) {
+  Inventory inventory;
+  std::set<std::string> names;
+  for (const qapi::DeviceInfo& device : devices) {
+    GuestDisk disk;
+    disk.device = device.device;
+    disk.qdev = qdev_id(device.qdev.value_or(""));
+    const std::string who = device.device.empty() ? disk.qdev : device.device;
+    if (!device.inserted) {
+      inventory.left_out.push_back({who, "it has no medium", true});
+      continue;
+    }
+    if (device.removable || device.inserted->read_only) {
+      inventory.left_out.push_back(
+          {who, device.removable ? "it is removable" : "it is read-only", true});
+      continue;
+    }
+    const NodeInfo& top = *device.inserted;
+    disk.top = top.node_name.value_or("");
+    disk.size = top.image.virtual_size;
+    disk.direct = top.cache && top.cache->direct;
+    std::string reason;
+    bool on_top = true;
+    for (const ImageInfo& image : images_of(top)) {
+      const std::string local = to_local(image.filename);
+      if (!disk.base_local.empty()) {
+        disk.below_base.push_back(local);
+        continue;
+      }
+      const NodeInfo* node = std::exchange(on_top, false) ? &top : find_node(nodes, image);
+      const auto session = session_of(base_name(local));
+      if (session && image.format == "qcow2" && image.backing_filename) {
+        if (node != nullptr)
+          disk.overlays.push_back({*node->node_name, image.filename, local, *session});
+        continue;
+      }
+      disk.base_local = local;
+      reason = take_base(disk, image, node);
+    }
+    if (disk.base_node.empty() && reason.empty())
+      reason = "what is below our overlay is not open";
+    if (!reason.empty()) {
+      inventory.left_out.push_back({who.empty() ? disk.top : who, reason, false});
+      continue;
+    }
+    disk.name = file_safe(name_of(device, disk));
+    for (int n = 2; !names.insert(disk.name).second; ++n)
+      disk.name = fmt::format("{}-{}", file_safe(name_of(device, disk)), n);
+    inventory.disks.push_back(std::move(disk));
+  }
+  return inventory;
+}
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/backup/names.hpp"
+#include "image/disk.hpp"
+#include "qapi/block_nodes.hpp"
+
+namespace nbdelta::client::backup {
+
+/// One of our overlays that a guest's disk runs on.
+struct StackedOverlay {
+  std::string node_name;
+  std::string path;   // QEMU's
+  std::string local;  // without symbolic links
+  SessionId session;
+};
+
+/// A disk of the guest: an image, and what of ours lies over it.
+///
+/// Invariant: `overlays` are of one chain or more, topmost first, with nobody else's between.
+struct GuestDisk {
+  std::string name;        // in the repository: device, qdev id, or node name
+  std::string device;      // may be empty
+  std::string qdev;        // may be empty
+  std::string top;         // node name of what the guest writes to
+  std::uint64_t size = 0;  // bytes
+  std::vector<StackedOverlay> overlays;
+  std::string base_node;
+  std::string base_path;   // QEMU's
+  std::string base_local;  // without symbolic links
+  image::Format base_format = image::Format::qcow2;
+  bool base_read_only = false;
+  std::vector<std::string> below_base;    // local paths of its backing chain
+  bool can_keep_bitmaps = false;          // qcow2, version 3
+  bool direct = false;                    // cache.direct
+  std::uint64_t base_allocated = 0;       // bytes of its file
+  std::vector<qapi::BitmapInfo> bitmaps;  // of the base
+
+  bool is_called(const std::string& what) const {
+    return what == name || what == device || what == qdev || what == top || what == base_node;
+  }
+};
+
+/// A device that is not backed up.
+struct LeftOut {
+  std::string name;
+  std::string reason;
+  bool by_nature = false;  // empty, removable or read-only: nobody expects it
+};
+
+struct Inventory {
+  std::vector<GuestDisk> disks;
+  std::vector<LeftOut> left_out;
+};
+
+/// Pure. `to_local` maps a path of QEMU's to one of this machine without symbolic links.
+Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
+                         const std::vector<qapi::NodeInfo>& nodes,
+                         const std::function<std::string(const std::string&)>& to_local);
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,94 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/backup/names.hpp"
+#include "client/repository/manifest.hpp"
+#include "qapi/fields.hpp"
+
+namespace nbdelta::client::backup {
+
+/// Where a session is: what it was about to do when it last wrote its journal.
+namespace phase {
+inline constexpr std::string_view kPrepare = "prepare";  // overlays are made and added; not in use
+inline constexpr std::string_view kWindow = "window";    // freeze, switch, thaw
+inline constexpr std::string_view kExport = "export";    // the guest runs on overlays
+inline constexpr std::string_view kCommit = "commit";    // the bases are not read any more
+inline constexpr std::string_view kKept = "kept";        // a commit did not end; an overlay stays
+}  // namespace phase
+
+/// One disk of a session. Paths are QEMU's unless they say local.
+struct JournalDisk {
+  std::string name;
+  std::uint32_t index = 0;  // in names
+  std::string base_node;
+  std::string base_path;
+  std::string base_local;
+  std::string base_format;
+  std::string overlay_node;
+  std::string overlay_path;
+  std::string overlay_local;
+  bool persistent = false;  // the new bitmap
+  bool completing = false;  // job-complete was about to be sent for the overlay
+  bool committed = false;   // the overlay holds nothing that the base has not
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("name", name);
+    visit("index", index);
+    visit("base-node", base_node);
+    visit("base-path", base_path);
+    visit("base-local", base_local);
+    visit("base-format", base_format);
+    visit("overlay-node", overlay_node);
+    visit("overlay-path", overlay_path);
+    visit("overlay-local", overlay_local);
+    visit("persistent", persistent);
+    visit("completing", completing);
+    visit("committed", committed);
+  }
+};
+
+/// A session as it is found again after a crash, in `REPO/VM/nbdelta-session.json`. It says what
+/// was intended; what is, QEMU says.
+struct Journal {
+  std::string vm;
+  std::string chain;
+  std::uint32_t number = 0;
+  std::string phase;
+  bool external = false;  // begun by `nbdelta begin`
+  std::string qmp;
+  std::optional<std::string> agent;
+  std::string started;     // RFC 3339, UTC
+  std::int64_t since = 0;  // seconds since 1970: when the phase began
+  std::string tracking;
+  std::string point;  // the restore point's folder
+  std::vector<JournalDisk> disks;
+  std::vector<std::int64_t> servers;             // process ids of our plugins
+  bool nbd_server = false;                       // QEMU's was started for us
+  std::optional<repository::Manifest> manifest;  // of an external session, until it ends
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("vm", vm);
+    visit("chain", chain);
+    visit("number", number);
+    visit("phase", phase);
+    visit("external", external);
+    visit("qmp", qmp);
+    visit("agent", agent);
+    visit("started", started);
+    visit("since", since);
+    visit("tracking", tracking);
+    visit("point", point);
+    visit("disks", disks);
+    visit("servers", servers);
+    visit("nbd-server", nbd_server);
+    visit("manifest", manifest);
+  }
+
+  SessionId id() const { return {chain, number}; }
+};
+
+}  // namespace nbdelta::client::backup

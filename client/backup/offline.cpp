@@ -1,0 +1,79 @@
+#include "client/backup/offline.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "client/backup/names.hpp"
+#include "client/backup/overlay_files.hpp"
+
+namespace nbdelta::client::backup {
+namespace {
+
+/// Between two clocks and a journal that was written just before.
+constexpr std::int64_t kMargin_s = 10;
+
+enum class Moved : std::uint8_t { no, yes, unknown };
+
+/// Whether the guest had moved from the overlay to the base, when `entry` says that this was about
+/// to happen at `since`.
+Moved moved_to_base(Files& files, const std::string& overlay, const std::string& base,
+                    std::int64_t since) {
+  const std::int64_t overlay_written = files.modified(overlay);
+  const std::int64_t base_written = files.modified(base);
+  if (overlay_written > since + kMargin_s)
+    return Moved::no;
+  if (base_written > since + kMargin_s)
+    return Moved::yes;
+  return Moved::unknown;
+}
+
+const JournalDisk* find_entry(const std::optional<Journal>& journal, const std::string& overlay) {
+  if (journal)
+    for (const JournalDisk& disk : journal->disks)
+      if (disk.overlay_local == overlay)
+        return &disk;
+  return nullptr;
+}
+
+}  // namespace
+
+Settled recover_offline(Environment& environment, const std::string& image,
+                        std::optional<Journal>& journal) {
+  Files& files = environment.files();
+  const std::string base = files.canonical(image);
+  files.check_readable(base);
+  Settled settled;
+  std::vector<std::string> overlays = overlays_over(files, base);
+  for (; !overlays.empty(); overlays.pop_back()) {
+    const std::string& top = overlays.back();
+    const std::string& below = overlays.size() > 1 ? overlays[overlays.size() - 2] : base;
+    const JournalDisk* entry = find_entry(journal, top);
+    bool committed = entry != nullptr && entry->committed;
+    if (entry != nullptr && entry->completing && !files.overlay_is_empty(top)) {
+      const Moved moved = moved_to_base(files, top, base, journal->since);
+      if (moved == Moved::unknown) {
+        settled.problems.push_back(fmt::format(
+            "{}: the session and QEMU died while the guest was moved from {} to its base, and "
+            "neither was written to since: which of them is newer cannot be told. Both are left as "
+            "they are. Compare them ('qemu-img compare {} {}'); where the overlay is right, "
+            "'qemu-img "
+            "commit {}', then remove it",
+            base, top, top, below, top));
+        return settled;
+      }
+      committed = moved == Moved::yes;
+    }
+    if (committed) {
+      settled.done.push_back(fmt::format("{}: had been committed", top));
+    } else if (!files.overlay_is_empty(top)) {
+      environment.commit_offline(top);
+      settled.done.push_back(fmt::format("committed {} into {}", top, below));
+    }
+    remove_overlay(files, top, base);
+    settled.done.push_back(fmt::format("removed {}", top));
+  }
+  return settled;
+}
+
+}  // namespace nbdelta::client::backup

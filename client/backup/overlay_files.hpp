@@ -1,0 +1,30 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "client/backup/environment.hpp"
+
+namespace nbdelta::client::backup {
+
+/// Overlays are `nbdelta-CHAIN-NUMBER-DISK.qcow2`, beside the base or in another folder. In that
+/// case `nbdelta-CHAIN-NUMBER-DISK.qcow2.at` beside the base says where, so that nobody starts a
+/// guest without its overlay. Paths are this machine's.
+
+/// Throws Error; nothing is left then.
+void create_overlay(Files& files, const std::string& overlay, const std::string& base,
+                    std::uint64_t disk_size, const std::string& backing,
+                    image::Format backing_format);
+
+/// Returns whether there was one.
+bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
+
+/// The overlays that lie over an image, lowest first: each is the backing file of the next. Throws
+/// Error (EEXIST) where two lie over the same.
+std::vector<std::string> overlays_over(Files& files, const std::string& image);
+
+/// `nbdelta-current-DISK.qcow2`, which leads to the overlay that a guest must be started with.
+std::string current_link(const std::string& overlay, const std::string& disk_name);
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <functional>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/backup/inventory.hpp"
+#include "client/backup/options.hpp"
+#include "client/repository/manifest.hpp"
+
+namespace nbdelta::client::backup {
+
+/// Where it stands which blocks have changed since the last restore point.
+enum class MapSource : std::uint8_t {
+  none,      // a full: nowhere
+  image,     // a persistent bitmap in the base
+  qemu,      // a bitmap that QEMU has in memory
+  absorbed,  // an earlier session's overlay is in place: it is committed first, into QEMU's bitmap
+  layer,     // what the last session's overlay holds
+};
+
+struct DiskPlan {
+  GuestDisk disk;
+  MapSource map = MapSource::none;
+  std::optional<std::string> reason;  // why a full, where the last restore point has this disk
+  std::string bitmap;                 // the last restore point's, where one is used
+  std::optional<repository::DiskEntry> previous;
+
+  bool full() const { return map == MapSource::none; }
+};
+
+struct Plan {
+  SessionId id;
+  std::vector<DiskPlan> disks;
+  std::vector<std::string> notes;  // disks that came, went or are left out
+
+  std::string_view type() const;
+};
+
+/// What a plan is made from, besides the options.
+struct Situation {
+  Inventory inventory;
+  std::optional<repository::Manifest> latest;
+  std::uint32_t highest_number = 0;  // of the repository's folders
+  std::string new_chain;             // where there is no restore point yet
+  /// Whether the last restore point's file of a disk is still there.
+  std::function<bool(const repository::DiskEntry&)> file_exists;
+};
+
+/// Pure. Throws Refused for disks that are not there or cannot be taken.
+Plan make_plan(const Situation& situation, const Options& options);
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,62 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "client/backup/environment.hpp"
+#include "client/backup/guardian_commands.hpp"
+#include "client/backup/options.hpp"
+#include "client/qmp/client.hpp"
+#include "client/repository/manifest.hpp"
+
+namespace nbdelta::client::backup {
+
+/// A session's side of freezing the guest: talks to the guardian, and starts another one where that
+/// has died. What went wrong is kept for the manifest rather than thrown, unless a freeze is
+/// required.
+class Quiescence {
+ public:
+  Quiescence(Environment& environment, const Options& options)
+      : environment_(&environment), options_(&options) {}
+
+  /// Starts the guardian and brings the agent in order. Throws Refused where a freeze is required
+  /// and cannot be had.
+  asio::awaitable<void> prepare();
+
+  /// Throws Refused where a freeze is required and has failed; a thaw was sent then.
+  asio::awaitable<void> freeze(repository::Window& window);
+
+  /// Does not throw: what is left to be done is done by confirm().
+  asio::awaitable<void> thaw(repository::Window& window);
+
+  /// Outside of the window: until the agent says that the guest is thawed. Returns what to tell
+  /// people where it does not; empty: thawed, or never frozen.
+  asio::awaitable<std::string> confirm();
+
+  /// Puts right what an earlier session may have left. Returns the number of file systems that
+  /// were thawed. Throws Error where the agent does not answer.
+  asio::awaitable<std::int64_t> release();
+
+  /// What was reached when all disks had been switched.
+  void record(repository::Manifest& manifest) const;
+  bool frozen() const { return frozen_ && !thawed_early_; }
+  const std::string& failure() const { return failure_; }
+
+ private:
+  void start();
+  asio::awaitable<void> replace_guardian();
+  void give_up(const std::string& why);
+
+  Environment* environment_;
+  const Options* options_;
+  std::unique_ptr<qmp::Client> guardian_;
+  guardian::Prepared prepared_;
+  std::string failure_;  // why there was no freeze
+  bool sent_ = false;    // a freeze: the guest may be frozen
+  bool frozen_ = false;
+  bool thawed_early_ = false;
+  std::int64_t file_systems_ = 0;
+};
+
+}  // namespace nbdelta::client::backup

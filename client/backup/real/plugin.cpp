@@ -1,0 +1,201 @@
+#include "client/backup/real/plugin.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <signal.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cctype>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+#include <thread>
+
+#include "client/backup/names.hpp"
+#include "client/backup/real/child.hpp"
+
+namespace nbdelta::client::backup {
+namespace {
+
+namespace fs = std::filesystem;
+using namespace std::chrono_literals;
+
+constexpr Clock::Duration kStart = 30s;  // a map of QEMU's may be large
+constexpr Clock::Duration kPoll = 3ms;
+// nbdkit waits for its clients, whose connections may hang.
+constexpr std::chrono::milliseconds kEnd{2000};
+
+/// Everything but the unreserved characters of RFC 3986 as %XX.
+std::string percent_encoded(std::string_view text) {
+  std::string result;
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (std::isalnum(byte) != 0 || std::string_view("-._~/").find(c) != std::string_view::npos)
+      result += c;
+    else
+      result += fmt::format("%{:02X}", byte);
+  }
+  return result;
+}
+
+/// A folder of our own, gone with the object.
+class PrivateFolder {
+ public:
+  PrivateFolder() {
+    std::error_code ignored;
+    std::string pattern = (fs::temp_directory_path(ignored) / "nbdelta-XXXXXX").string();
+    if (ignored)
+      pattern = "/tmp/nbdelta-XXXXXX";
+    if (::mkdtemp(pattern.data()) == nullptr)
+      fail_errno("{}: cannot be made", pattern);
+    path_ = pattern;
+  }
+  PrivateFolder(const PrivateFolder&) = delete;
+  PrivateFolder& operator=(const PrivateFolder&) = delete;
+  ~PrivateFolder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+class PluginServer final : public Server {
+ public:
+  PluginServer(ServeRequest request, const std::string& plugin)
+      : request_(std::move(request)), output_(::memfd_create("nbdkit", MFD_CLOEXEC)) {
+    if (!output_)
+      fail_errno("memfd_create");
+    if (request_.listen.socket.empty() && request_.listen.port == 0)
+      request_.listen.socket = folder_.path() + "/socket";
+    if (!request_.listen.socket.empty())
+      ::unlink(request_.listen.socket.c_str());  // of a session that died
+    child_.emplace(command(plugin),
+                   ChildOptions{.output = output_.get(),
+                                .session_leader = request_.lifetime == Lifetime::ended});
+  }
+  ~PluginServer() override {
+    if (request_.lifetime == Lifetime::session)
+      stop();
+  }
+
+  std::int64_t process_id() const override { return child_->pid(); }
+  bool running() override { return child_->running(); }
+
+  std::string uri(std::string_view export_name) const override {
+    const Listen& listen = request_.listen;
+    const std::string_view tls = listen.tls_certificates.empty() ? "nbd" : "nbds";
+    if (listen.socket.empty())
+      return fmt::format("{}://{}:{}/{}", tls, listen.host, listen.port,
+                         percent_encoded(export_name));
+    return fmt::format("{}+unix:///{}?socket={}", tls, percent_encoded(export_name),
+                       percent_encoded(listen.socket));
+  }
+
+  void stop() override {
+    if (!child_->running())
+      return;
+    child_->signal(SIGTERM);
+    child_->end(kEnd);
+    if (!request_.listen.socket.empty())
+      ::unlink(request_.listen.socket.c_str());
+  }
+
+  asio::awaitable<void> wait_until_ready(Clock& clock) {
+    const Clock::Time deadline = clock.now() + kStart;
+    std::error_code missing;
+    while (fs::file_size(pid_file(), missing) == 0 || missing) {
+      if (!child_->running())
+        fail(EIO, "nbdkit ended instead of serving {}: {}", request_.image, said());
+      if (clock.now() > deadline)
+        fail(ETIMEDOUT, "nbdkit does not serve {}: {}", request_.image, said());
+      co_await clock.wait(kPoll);
+    }
+  }
+
+ private:
+  std::string pid_file() const { return folder_.path() + "/pid"; }
+
+  std::vector<std::string> command(const std::string& plugin) const {
+    const Listen& listen = request_.listen;
+    std::vector<std::string> words{"nbdkit", "--foreground", "--pidfile", pid_file()};
+    if (request_.lifetime == Lifetime::session)
+      words.emplace_back("--exit-with-parent");
+    if (listen.socket.empty()) {
+      words.insert(words.end(), {"--ipaddr", listen.host, "--port", std::to_string(listen.port)});
+    } else {
+      words.insert(words.end(), {"--unix", listen.socket});
+    }
+    if (!listen.tls_certificates.empty())
+      words.insert(words.end(), {"--tls=require", "--tls-certificates=" + listen.tls_certificates});
+    words.insert(words.end(),
+                 {plugin, "image=" + request_.image,
+                  request_.format == image::Format::raw ? "format=raw" : "format=qcow2"});
+    for (const std::string& folder : request_.backing)
+      words.push_back("backing=" + folder);
+    if (!request_.map.empty()) {
+      words.push_back("map=" + request_.map);
+      words.push_back("map-context=" + request_.map_context);
+    }
+    return words;
+  }
+
+  /// What nbdkit wrote, in one line.
+  std::string said() const {
+    std::string text(4096, '\0');
+    const ssize_t n = ::pread(output_.get(), text.data(), text.size(), 0);
+    text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
+    while (text.ends_with('\n'))
+      text.pop_back();
+    for (char& c : text)
+      if (c == '\n')
+        c = ';';
+    return text.empty() ? "it said nothing" : text;
+  }
+
+  PrivateFolder folder_;
+  ServeRequest request_;
+  FileDescriptor output_;
+  std::optional<Child> child_;
+};
+
+/// Ours: another program may have the number now.
+bool is_our_nbdkit(std::int64_t process_id) {
+  std::ifstream file(fmt::format("/proc/{}/cmdline", process_id));
+  std::stringstream text;
+  text << file.rdbuf();
+  const std::string words = text.str();
+  return words.find("nbdkit") != std::string::npos && words.find(kPrefix) != std::string::npos;
+}
+
+}  // namespace
+
+asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeRequest request,
+                                                      Clock& clock) {
+  auto server = std::make_unique<PluginServer>(std::move(request), plugin);
+  try {
+    co_await server->wait_until_ready(clock);
+  } catch (...) {
+    server->stop();
+    throw;
+  }
+  co_return server;
+}
+
+void end_plugin(std::int64_t process_id) {
+  const auto deadline = std::chrono::steady_clock::now() + kEnd;
+  if (!is_our_nbdkit(process_id))
+    return;
+  ::kill(static_cast<pid_t>(process_id), SIGTERM);
+  while (is_our_nbdkit(process_id)) {
+    if (std::chrono::steady_clock::now() > deadline)
+      ::kill(static_cast<pid_t>(process_id), SIGKILL);
+    std::this_thread::sleep_for(kPoll);
+  }
+}
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,418 @@
+#include "client/backup/settle.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <set>
+#include <utility>
+
+#include "client/backup/jobs.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "client/json_text.hpp"
+#include "qapi/export_commands.hpp"
+#include "qapi/snapshot_commands.hpp"
+
+namespace nbdelta::client::backup {
+namespace {
+
+/// What one disk's trouble may not keep from the others.
+template <class Step>
+asio::awaitable<std::optional<std::string>> try_step(Step step) {
+  try {
+    co_await step();
+    co_return std::nullopt;
+  } catch (const qmp::ChannelLost&) {
+    throw;
+  } catch (const TimedOut& error) {
+    co_return error.what();
+  } catch (const Error& error) {
+    co_return error.what();
+  }
+}
+
+std::string advice(const std::string& error) {
+  if (error.find("No space left") != std::string::npos)
+    return "; make room, then run 'nbdelta recover'";
+  if (error.find("write\" lock") != std::string::npos)
+    return "; somebody else has the image open: end that, then run 'nbdelta recover'";
+  return "; run 'nbdelta recover' when the cause is gone";
+}
+
+}  // namespace
+
+std::string journal_path(const std::string& folder) {
+  return folder + "/nbdelta-session.json";
+}
+
+std::optional<Journal> read_journal(Files& files, const std::string& folder) {
+  const std::string path = journal_path(folder);
+  const auto text = files.read_text(path);
+  if (!text)
+    return std::nullopt;
+  Journal journal;
+  from_json_text(*text, journal, path);
+  return journal;
+}
+
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths) {
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp.call(query_named_block_nodes);
+  co_return take_inventory(devices, nodes, [&](const std::string& path) {
+    return environment.files().canonical(paths.to_local(path));
+  });
+}
+
+bool Settler::ours(const SessionId& id) const {
+  return repository_ == nullptr || id.chain == chain_;
+}
+
+bool Settler::is_durable(const SessionId& id) const {
+  return latest_ && latest_->chain == id.chain && latest_->number == id.number;
+}
+
+std::string_view Settler::tracking_of(const GuestDisk& disk,
+                                      const std::optional<Journal>& journal) const {
+  if (latest_)
+    if (const auto* entry = latest_->find(disk.name))
+      return entry->tracking;
+  if (repository_ != nullptr)
+    return repository::kByBitmap;  // nothing to build on: no overlay need stay
+  for (const qapi::BitmapInfo& bitmap : disk.bitmaps)
+    if (session_of(bitmap.name))
+      return repository::kByBitmap;
+  return journal && journal->tracking == repository::kByBitmap ? repository::kByBitmap
+                                                               : repository::kByOverlay;
+}
+
+void Settler::save(const Journal& journal) {
+  if (repository_ != nullptr)
+    environment_->files().write_text(journal_path(repository_->folder()), to_json_text(journal));
+}
+
+asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
+  settled_ = {};
+  latest_ = repository_ == nullptr ? std::nullopt : repository_->latest();
+  chain_ = journal ? journal->chain : latest_ ? latest_->chain : "";
+
+  co_await end_exports(journal);
+  const auto is_ours = [this](const SessionId& id) { return ours(id); };
+  std::vector<std::string> ended = co_await end_jobs(*qmp_, is_ours);
+  for (std::string& done : ended)
+    settled_.done.push_back(std::move(done));
+
+  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  for (const GuestDisk& disk : inventory.disks) {
+    const auto problem = co_await try_step([&] { return settle_disk(disk, journal); });
+    if (problem)
+      settled_.problems.push_back(fmt::format("{}: {}{}", disk.name, *problem, advice(*problem)));
+  }
+  co_await remove_loose(journal);
+  co_await point_links();
+
+  if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
+    environment_->files().remove(journal_path(repository_->folder()));
+    journal.reset();
+  } else if (journal) {
+    if (settled_.overlay_kept)
+      journal->phase = phase::kKept;
+    save(*journal);
+  }
+  co_return std::move(settled_);
+}
+
+/// Plugins first: their locks keep QEMU from committing.
+asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
+  if (journal) {
+    for (const std::int64_t server : journal->servers)
+      environment_->end_server(server);
+    journal->servers.clear();
+  }
+  bool ours_was_there = journal && journal->nbd_server;
+  std::size_t others = 0;
+  const auto exports = co_await qmp_->call(qapi::QueryBlockExports{});
+  for (const qapi::ExportInfo& info : exports) {
+    const auto session = session_of(info.id);
+    if (!session || !ours(*session)) {
+      ++others;
+      continue;
+    }
+    const qapi::BlockExportDel block_export_del{.id = info.id};
+    co_await qmp_->call(block_export_del);
+    settled_.done.push_back(fmt::format("removed the export {}", info.id));
+    ours_was_there = true;
+  }
+  if (!ours_was_there || others != 0)
+    co_return;
+  try {
+    co_await qmp_->call(qapi::NbdServerStop{});
+  } catch (const qapi::CommandError&) {  // it does not run any more
+  }
+  if (journal)
+    journal->nbd_server = false;
+}
+
+asio::awaitable<void> Settler::settle_disk(GuestDisk disk, std::optional<Journal>& journal) {
+  const bool on_base = co_await end_overlays(disk, journal);
+  if (on_base)
+    co_await settle_bitmaps(std::move(disk));
+}
+
+/// Returns whether the guest runs on the base now.
+asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journal>& journal) {
+  std::vector<StackedOverlay>& overlays = disk.overlays;
+  if (overlays.empty())
+    co_return true;
+  for (const StackedOverlay& overlay : overlays)
+    if (!ours(overlay.session))
+      fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
+
+  if (tracking_of(disk, journal) == repository::kByOverlay) {
+    const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
+      return repository_ == nullptr || is_durable(overlay.session);
+    });
+    if (last != overlays.end()) {
+      if (repository_ != nullptr && last + 1 != overlays.end())
+        co_await commit_lower(disk, static_cast<std::size_t>(last - overlays.begin()) + 1);
+      co_return false;
+    }
+  }
+  // What the guest does not write to any more is committed first: that always ends.
+  if (overlays.size() > 1)
+    co_await commit_lower(disk, 1);
+  co_await ensure_bitmap(disk, overlays.front().session);
+  co_await commit_all(disk, journal);
+  co_return overlays.empty();
+}
+
+/// Overlays from `first` on, none of which is the one that the guest writes to.
+asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first) {
+  std::vector<StackedOverlay>& overlays = disk.overlays;
+  const StackedOverlay& top = overlays[first];
+  co_await commit_below(*qmp_, overlay_node_name(top.session, first) + "-b", disk.top,
+                        top.node_name, disk.base_node, disk.base_path);
+  while (overlays.size() > first) {
+    settled_.done.push_back(
+        fmt::format("{}: committed {} into {}", disk.name, overlays.back().path, disk.base_path));
+    const bool deleted = co_await delete_node(overlays.back().node_name);
+    if (deleted)
+      drop_overlay(overlays.back().local, disk.base_local);
+    overlays.pop_back();
+  }
+}
+
+asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
+  const StackedOverlay overlay = disk.overlays.front();
+  JournalDisk* entry = nullptr;
+  if (journal)
+    for (JournalDisk& each : journal->disks)
+      if (each.overlay_local == overlay.local)
+        entry = &each;
+  const CommitHooks hooks{.before_complete =
+                              [&] {
+                                if (entry == nullptr)
+                                  return;
+                                entry->completing = true;
+                                journal->since = environment_->wall_clock();
+                                save(*journal);
+                              },
+                          .committed =
+                              [&] {
+                                if (entry == nullptr)
+                                  return;
+                                entry->completing = false;
+                                entry->committed = true;
+                                save(*journal);
+                              }};
+  const CommitEnd end = co_await commit_active(*qmp_, overlay_node_name(overlay.session, 0) + "-a",
+                                               disk.top, disk.base_node, commit_deadline_, hooks);
+  if (end == CommitEnd::not_ready) {
+    settled_.overlay_kept = true;
+    settled_.done.push_back(fmt::format(
+        "{}: the guest writes faster than its overlay can be committed: {} stays, and the next "
+        "backup or 'nbdelta recover' goes on with it",
+        disk.name, overlay.path));
+    co_return;
+  }
+  settled_.done.push_back(
+      fmt::format("{}: committed {} into {}", disk.name, overlay.path, disk.base_path));
+  const bool deleted = co_await delete_node(overlay.node_name);
+  if (deleted)
+    drop_overlay(overlay.local, disk.base_local);
+  disk.overlays.clear();
+}
+
+/// The bitmap of a session whose restore point is durable, where the switch could not make it: all
+/// that it misses is in the overlay above the base, and will be in it when that is committed.
+asio::awaitable<void> Settler::ensure_bitmap(GuestDisk disk, SessionId id) {
+  const std::string name = bitmap_name(id);
+  if (!is_durable(id))
+    co_return;
+  for (const qapi::BitmapInfo& bitmap : disk.bitmaps)
+    if (bitmap.name == name)
+      co_return;
+  const qapi::BlockDirtyBitmapAdd block_dirty_bitmap_add{.node = disk.base_node,
+                                                         .name = name,
+                                                         .granularity = std::nullopt,
+                                                         .persistent = disk.can_keep_bitmaps,
+                                                         .disabled = std::nullopt};
+  co_await qmp_->call(block_dirty_bitmap_add);
+}
+
+/// The guest runs on the base, so its bitmaps can be changed.
+asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp_->call(query_named_block_nodes);
+  std::vector<qapi::BitmapInfo> bitmaps;  // of ours, lowest number first
+  for (const qapi::NodeInfo& node : nodes)
+    if (node.node_name == disk.base_node && node.bitmaps)
+      for (const qapi::BitmapInfo& bitmap : *node.bitmaps) {
+        const auto session = session_of(bitmap.name);
+        if (session && ours(*session))
+          bitmaps.push_back(bitmap);
+      }
+  std::sort(bitmaps.begin(), bitmaps.end(),
+            [](const auto& a, const auto& b) { return a.name < b.name; });
+  if (repository_ == nullptr) {
+    co_await merge_all(disk, std::move(bitmaps));
+    co_return;
+  }
+
+  const auto wanted =
+      std::find_if(bitmaps.begin(), bitmaps.end(), [&](const qapi::BitmapInfo& bitmap) {
+        const auto* entry = latest_ ? latest_->find(disk.name) : nullptr;
+        return entry != nullptr && entry->tracking == repository::kByBitmap &&
+               bitmap.name == bitmap_name({latest_->chain, latest_->number}) &&
+               !bitmap.inconsistent.value_or(false);
+      });
+  std::vector<std::string> later;
+  if (wanted != bitmaps.end())
+    for (auto each = wanted + 1; each != bitmaps.end(); ++each)
+      if (!each->inconsistent.value_or(false))
+        later.push_back(each->name);
+  if (!later.empty()) {
+    const qapi::BlockDirtyBitmapMerge block_dirty_bitmap_merge{
+        .node = disk.base_node, .target = wanted->name, .bitmaps = later};
+    co_await qmp_->call(block_dirty_bitmap_merge);
+    settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
+                                        disk.name, wanted->name));
+  }
+  if (wanted != bitmaps.end() && !wanted->recording) {
+    const qapi::BlockDirtyBitmapEnable block_dirty_bitmap_enable{.node = disk.base_node,
+                                                                 .name = wanted->name};
+    co_await qmp_->call(block_dirty_bitmap_enable);
+  }
+  for (const qapi::BitmapInfo& bitmap : bitmaps) {
+    if (wanted != bitmaps.end() && bitmap.name == wanted->name)
+      continue;
+    const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = disk.base_node,
+                                                                 .name = bitmap.name};
+    co_await qmp_->call(block_dirty_bitmap_remove);
+  }
+}
+
+/// Which restore points are durable is not known: each bitmap gets what the later ones have, and
+/// records, so that any of them can be built on.
+asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps) {
+  for (auto bitmap = bitmaps.begin(); bitmap != bitmaps.end(); ++bitmap) {
+    if (bitmap->inconsistent.value_or(false) || bitmap->recording)
+      continue;
+    std::vector<std::string> later;
+    const auto session = session_of(bitmap->name);
+    for (auto each = bitmap + 1; each != bitmaps.end(); ++each)
+      if (session_of(each->name)->chain == session->chain && !each->inconsistent.value_or(false))
+        later.push_back(each->name);
+    if (!later.empty()) {
+      const qapi::BlockDirtyBitmapMerge block_dirty_bitmap_merge{
+          .node = disk.base_node, .target = bitmap->name, .bitmaps = later};
+      co_await qmp_->call(block_dirty_bitmap_merge);
+    }
+    const qapi::BlockDirtyBitmapEnable block_dirty_bitmap_enable{.node = disk.base_node,
+                                                                 .name = bitmap->name};
+    co_await qmp_->call(block_dirty_bitmap_enable);
+    settled_.done.push_back(
+        fmt::format("{}: the bitmap {} records again", disk.name, bitmap->name));
+  }
+}
+
+/// Overlays that no disk runs on: they were never in use, or have been committed.
+asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
+  std::set<std::string> in_use;  // files
+  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  std::set<std::string> stacked;  // nodes
+  for (const GuestDisk& disk : inventory.disks)
+    for (const StackedOverlay& overlay : disk.overlays) {
+      in_use.insert(overlay.local);
+      stacked.insert(overlay.node_name);
+    }
+  Files& files = environment_->files();
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp_->call(query_named_block_nodes);
+  for (const qapi::NodeInfo& node : nodes) {
+    const auto session = session_of(node.node_name.value_or(""));
+    if (!session || !ours(*session) || node.driver != "qcow2" || stacked.count(*node.node_name))
+      continue;
+    const std::string local = files.canonical(paths_->to_local(node.image.filename));
+    const std::string base =
+        files.canonical(paths_->to_local(node.image.full_backing_filename.value_or("")));
+    const bool deleted = co_await delete_node(*node.node_name);
+    if (deleted && !in_use.count(local))
+      drop_overlay(local, base);
+  }
+  if (!journal)
+    co_return;
+  for (const JournalDisk& disk : journal->disks) {
+    const std::string& local = disk.overlay_local;
+    if (local.empty() || in_use.count(local) || !files.exists(local))
+      continue;
+    const bool never_used = journal->phase == phase::kPrepare;
+    if (never_used || disk.committed || files.overlay_is_empty(local)) {
+      drop_overlay(local, disk.base_local);
+    } else {
+      settled_.problems.push_back(fmt::format(
+          "{}: QEMU was started again without its overlay {}, which holds what the guest wrote "
+          "from {} on; it is left where it is. Shut the guest down at once and run 'nbdelta "
+          "recover --offline {}'",
+          disk.name, local, journal->started, disk.base_local));
+    }
+  }
+}
+
+/// A guest that starts next must find the overlay that holds its last writes.
+asio::awaitable<void> Settler::point_links() {
+  Files& files = environment_->files();
+  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  for (const GuestDisk& disk : inventory.disks) {
+    const bool on_base = disk.overlays.empty();
+    const std::string& top = on_base ? disk.base_local : disk.overlays.front().local;
+    const std::string link = current_link(top, disk.name);
+    if (!files.exists(link))
+      continue;
+    if (on_base)
+      files.remove(link);
+    else
+      files.write_link(link, std::string(base_name(top)));
+  }
+}
+
+asio::awaitable<bool> Settler::delete_node(std::string node) {
+  try {
+    const qapi::BlockdevDel blockdev_del{.node_name = node};
+    co_await qmp_->call(blockdev_del);
+    co_return true;
+  } catch (const qapi::CommandError& error) {
+    if (error.description().find("Failed to find node") != std::string::npos ||
+        error.description().find("Cannot find device") != std::string::npos)
+      co_return true;  // it went with the commit
+    settled_.problems.push_back(fmt::format("{}: {}", node, error.description()));
+    co_return false;
+  }
+}
+
+void Settler::drop_overlay(const std::string& local, const std::string& base_local) {
+  if (remove_overlay(environment_->files(), local, base_local))
+    settled_.done.push_back(fmt::format("removed {}", local));
+}
+
+}  // namespace nbdelta::client::backup

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/backup/inventory.hpp"
+#include "client/backup/journal.hpp"
+#include "client/backup/options.hpp"
+#include "client/qmp/client.hpp"
+#include "client/repository/repository.hpp"
+
+namespace nbdelta::client::backup {
+
+/// What QEMU has now.
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths);
+
+/// What putting things right came to.
+struct Settled {
+  std::vector<std::string> done;      // in the order it was done
+  std::vector<std::string> problems;  // what is left, and what to do about it
+  bool overlay_kept = false;          // a commit did not end: the next backup works with that
+};
+
+/// Brings a guest to the state that its last restore point asks for, from whatever state it is in:
+/// after a backup that went well, after one that failed, and after a crash at any point; so there
+/// is one way to end a session, and it can be repeated.
+///
+/// What is aimed at, for each disk of the chain:
+///   by bitmap   no overlay; one bitmap, the last restore point's, recording, with all that has
+///               changed since (what a failed session's bitmap holds is merged into it);
+///   by overlay  one overlay, the last restore point's, and those of sessions that failed after it.
+/// What is done is decided by what QEMU has. The journal says which files are ours.
+class Settler {
+ public:
+  /// `journal` is the session's, kept up to date while there is one; `save` writes it.
+  /// `repository` is null where it is not known: then nothing is taken for durable, and no bitmap
+  /// is removed.
+  Settler(Environment& environment, qmp::Client& qmp, const Paths& paths,
+          Clock::Duration commit_deadline, repository::Repository* repository)
+      : environment_(&environment),
+        qmp_(&qmp),
+        paths_(&paths),
+        commit_deadline_(commit_deadline),
+        repository_(repository) {}
+
+  /// Errors of single disks become problems; throws ChannelLost and TimedOut: then QEMU is gone, or
+  /// does not answer.
+  asio::awaitable<Settled> settle(std::optional<Journal>& journal);
+
+ private:
+  asio::awaitable<void> end_exports(std::optional<Journal>& journal);
+  asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
+  asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
+  asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first);
+  asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);
+  asio::awaitable<void> settle_bitmaps(GuestDisk disk);
+  asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
+  asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
+  asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
+  asio::awaitable<void> point_links();
+  asio::awaitable<bool> delete_node(std::string node);
+  void drop_overlay(const std::string& local, const std::string& base_local);
+  void save(const Journal& journal);
+  bool is_durable(const SessionId& id) const;
+  bool ours(const SessionId& id) const;
+  std::string_view tracking_of(const GuestDisk& disk, const std::optional<Journal>& journal) const;
+
+  Environment* environment_;
+  qmp::Client* qmp_;
+  const Paths* paths_;
+  Clock::Duration commit_deadline_;
+  repository::Repository* repository_;
+  std::optional<repository::Manifest> latest_;
+  std::string chain_;  // whose things are ours, where there is a repository; may be empty
+  Settled settled_;
+};
+
+/// REPO/VM/nbdelta-session.json.
+std::string journal_path(const std::string& folder);
+std::optional<Journal> read_journal(Files& files, const std::string& folder);
+
+}  // namespace nbdelta::client::backup

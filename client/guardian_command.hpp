@@ -1,0 +1,12 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+
+namespace nbdelta::client {
+
+/// `nbdelta guardian`, which a session starts: its stdin is the socket to the session.
+std::function<int()> add_guardian_command(CLI::App& app);
+
+}  // namespace nbdelta::client

@@ -1,0 +1,250 @@
+#include "client/guest_options.hpp"
+
+#include <signal.h>
+#include <unistd.h>
+
+#include <boost/asio/signal_set.hpp>
+#include <chrono>
+#include <filesystem>
+#include <map>
+#include <memory>
+#include <optional>
+
+#include "client/backup/real/environment.hpp"
+#include "client/pull/progress.hpp"
+#include "client/say.hpp"
+#include "client/target/open_target.hpp"
+
+namespace nbdelta::client {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr Clock::Duration kTick = 200ms;
+constexpr double kLongestDeadline_s = 86'400;
+
+std::chrono::milliseconds to_ms(double seconds) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(
+      std::chrono::duration<double>(seconds));
+}
+
+/// A folder or a file, not a way out of the repository.
+std::string check_name(const std::string& name) {
+  if (name.empty() || name.find('/') != std::string::npos || name.front() == '.')
+    return "must be a name, not a path: it becomes a folder of the repository";
+  return {};
+}
+
+}  // namespace
+
+void GuestOptions::add_to(CLI::App& command, Needs needs) {
+  CLI::Option* qmp_option =
+      command.add_option("--qmp", qmp, "the guest's QMP server: a Unix socket, or HOST:PORT")
+          ->type_name("ADDRESS");
+  command.add_option("--agent", agent, "the guest agent's channel: a Unix socket, or HOST:PORT")
+      ->type_name("ADDRESS");
+  CLI::Option* vm_option = command.add_option("--vm", vm, "what the repository calls the guest")
+                               ->type_name("NAME")
+                               ->check(CLI::Validator(check_name, ""));
+  CLI::Option* to_option =
+      command.add_option("--to", repository, "the repository, a folder")->type_name("REPO");
+  if (needs == Needs::guest_and_repository) {
+    qmp_option->required();
+    vm_option->required();
+    to_option->required();
+  } else {
+    vm_option->needs(to_option);
+    to_option->needs(vm_option);
+  }
+  command
+      .add_option("--path", paths,
+                  "where a path that QEMU knows is on this machine; may be given more than once")
+      ->type_name("QEMU=LOCAL");
+  command
+      .add_option("--commit-deadline", commit_deadline_s,
+                  "how long an overlay's commit may take to catch up with the guest")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.0, kLongestDeadline_s))
+      ->capture_default_str();
+  command.add_flag("--json", json, "print the result as a JSON object");
+  command.add_flag("--quiet", quiet, "no progress; errors and warnings only");
+  command.add_option("--plugin", plugin, "nbdkit-delta-plugin.so, where it is not installed")
+      ->type_name("FILE");
+}
+
+void GuestOptions::add_session_options(CLI::App& command) {
+  command.add_option("--disk", disks, "only this disk; may be given more than once")
+      ->type_name("NAME");
+  command.add_option("--exclude", exclude, "all but this disk; may be given more than once")
+      ->type_name("NAME");
+  command.add_flag("--full", full, "copy every disk as a whole");
+  command.add_flag("--require-incremental", require_incremental,
+                   "fail rather than copy a disk as a whole");
+  command
+      .add_option("--quiesce", quiesce,
+                  "freeze the guest's file systems: where that can be, always, or never")
+      ->type_name("auto|require|no")
+      ->check(CLI::IsMember({"auto", "require", "no"}))
+      ->capture_default_str();
+  command
+      .add_option("--mountpoint", mountpoints,
+                  "freeze only this file system; may be given more than once")
+      ->type_name("PATH");
+  command
+      .add_option("--freeze-deadline", freeze_deadline_s,
+                  "the guest is thawed after this time, whatever happens")
+      ->type_name("SECONDS")
+      ->check(CLI::Range(0.001, kLongestDeadline_s))
+      ->capture_default_str();
+  command.add_flag("--presync", presync, "run 'sync' in the guest first: the freeze is shorter");
+  command
+      .add_option("--tracking", tracking,
+                  "how QEMU notes what changes: in bitmaps, or in an overlay that stays")
+      ->type_name("bitmap|overlay")
+      ->check(CLI::IsMember({"bitmap", "overlay"}))
+      ->capture_default_str();
+  command
+      .add_option("--overlay-dir", overlay_dir,
+                  "where overlays are made (a path of this machine); default: beside each image")
+      ->type_name("FOLDER");
+}
+
+backup::Options GuestOptions::interpret() const {
+  static const std::map<std::string, backup::Quiesce> kQuiesce{
+      {"auto", backup::Quiesce::automatic},
+      {"require", backup::Quiesce::require},
+      {"no", backup::Quiesce::no}};
+  backup::Options options;
+  options.qmp = qmp;
+  if (!agent.empty())
+    options.agent = agent;
+  options.vm = vm;
+  if (!repository.empty())
+    options.folder = std::filesystem::absolute(repository).lexically_normal().string() + "/" + vm;
+  options.full = full;
+  options.require_incremental = require_incremental;
+  options.disks = disks;
+  options.exclude = exclude;
+  options.quiesce = kQuiesce.at(quiesce);
+  if (!mountpoints.empty())
+    options.mountpoints = mountpoints;
+  options.freeze_deadline = to_ms(freeze_deadline_s);
+  options.presync = presync;
+  options.tracking = tracking == "overlay" ? backup::Tracking::overlay : backup::Tracking::bitmap;
+  options.commit_deadline = to_ms(commit_deadline_s);
+  try {
+    std::vector<std::pair<std::string, std::string>> rules;
+    for (const std::string& rule : paths)
+      rules.push_back(backup::Paths::parse_rule(rule));
+    options.paths = backup::Paths(std::move(rules));
+    if (!overlay_dir.empty())
+      options.overlay_dir = std::filesystem::canonical(overlay_dir).string();
+  } catch (const Error& error) {
+    throw target::UsageError(error.error_number(), error.what());
+  } catch (const std::filesystem::filesystem_error& error) {
+    throw target::UsageError(error.code().value(),
+                             "--overlay-dir " + overlay_dir + ": " + error.code().message());
+  }
+  if (full && require_incremental)
+    throw target::UsageError(EINVAL, "--full and --require-incremental exclude each other");
+  if (options.quiesce == backup::Quiesce::require && agent.empty())
+    throw target::UsageError(EINVAL, "--quiesce require needs --agent");
+  return options;
+}
+
+int run_session(const std::string& plugin,
+                const std::function<asio::awaitable<void>(backup::Environment& environment)>& job,
+                const std::function<void()>& tick) {
+  asio::io_context loop;
+  std::stop_source stop;
+  const auto environment = backup::real_environment(
+      loop,
+      {.plugin = plugin.empty() ? backup::default_plugin() : plugin, .pull = pull::Settings()},
+      stop.get_token());
+  int received = 0;
+  asio::signal_set signals(loop, SIGINT, SIGTERM);
+  std::function<void(const boost::system::error_code&, int)> on_signal =
+      [&](const boost::system::error_code& error, int number) {
+        if (error)
+          return;
+        if (received != 0)
+          ::_exit(128 + number);
+        received = number;
+        say("nbdelta: ending the session; once more ends it at once, and leaves it to 'nbdelta "
+            "recover'\n");
+        stop.request_stop();
+        signals.async_wait(on_signal);
+      };
+  signals.async_wait(on_signal);
+  asio::steady_timer timer(loop);
+  std::function<void(const boost::system::error_code&)> on_tick =
+      [&](const boost::system::error_code& error) {
+        if (error)
+          return;
+        tick();
+        timer.expires_after(kTick);
+        timer.async_wait(on_tick);
+      };
+  on_tick({});
+  std::exception_ptr failure;
+  asio::co_spawn(loop, job(*environment), [&](const std::exception_ptr& error) {
+    failure = error;
+    loop.stop();
+  });
+  loop.run();
+  if (!failure)
+    return 0;
+  if (received == 0)
+    std::rethrow_exception(failure);
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) {
+    say("nbdelta: {}\n", error.what());
+  }
+  return 128 + received;
+}
+
+class ConsoleReporter::Display {
+ public:
+  explicit Display(bool quiet)
+      : style_(quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr()) {}
+
+  void line(const std::string& text) {
+    clear();
+    say("nbdelta: {}\n", text);
+  }
+  void follow(const std::string& disk, const pull::Counters* counters) {
+    clear();
+    progress_.reset();
+    if (counters != nullptr)
+      progress_.emplace(style_, *counters, disk);
+  }
+  void tick() {
+    if (progress_)
+      progress_->tick(std::chrono::steady_clock::now());
+  }
+  void clear() {
+    if (progress_)
+      progress_->clear();
+  }
+
+ private:
+  pull::Progress::Style style_;
+  std::optional<pull::Progress> progress_;
+};
+
+ConsoleReporter::ConsoleReporter(bool quiet) : display_(std::make_unique<Display>(quiet)) {
+  Display* display = display_.get();
+  reporter_.say = [display](const std::string& text) { display->line(text); };
+  reporter_.progress = [display](const std::string& disk, const pull::Counters* counters) {
+    display->follow(disk, counters);
+  };
+}
+
+ConsoleReporter::~ConsoleReporter() = default;
+
+void ConsoleReporter::tick() {
+  display_->tick();
+}
+
+}  // namespace nbdelta::client

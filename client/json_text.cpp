@@ -1,0 +1,51 @@
+#include "client/json_text.hpp"
+
+namespace nbdelta::client {
+namespace {
+
+namespace json = boost::json;
+
+void append(const json::value& value, std::string& out, std::size_t indent) {
+  const std::string inner(indent + 2, ' ');
+  const auto open_and_close = [&](char open, char close, bool empty, const auto& members) {
+    out += open;
+    if (!empty) {
+      members();
+      out += '\n';
+      out.append(indent, ' ');
+    }
+    out += close;
+  };
+  if (const auto* object = value.if_object()) {
+    open_and_close('{', '}', object->empty(), [&] {
+      const char* separator = "\n";
+      for (const auto& [key, member] : *object) {
+        out += separator + inner + json::serialize(json::value(key)) + ": ";
+        append(member, out, indent + 2);
+        separator = ",\n";
+      }
+    });
+  } else if (const auto* array = value.if_array()) {
+    open_and_close('[', ']', array->empty(), [&] {
+      const char* separator = "\n";
+      for (const json::value& member : *array) {
+        out += separator + inner;
+        append(member, out, indent + 2);
+        separator = ",\n";
+      }
+    });
+  } else {
+    out += json::serialize(value);
+  }
+}
+
+}  // namespace
+
+std::string pretty(const json::value& value) {
+  std::string out;
+  append(value, out, 0);
+  out += '\n';
+  return out;
+}
+
+}  // namespace nbdelta::client

@@ -1,0 +1,159 @@
+#include "client/recover_command.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "client/backup/offline.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "client/backup/real/environment.hpp"
+#include "client/backup/real/files.hpp"
+#include "client/backup/session.hpp"
+#include "client/exit_status.hpp"
+#include "client/guest_options.hpp"
+#include "client/json_text.hpp"
+#include "client/say.hpp"
+#include "client/stdout.hpp"
+#include "client/target/open_target.hpp"
+
+namespace nbdelta::client {
+namespace {
+
+struct RecoverOptions {
+  GuestOptions guest;
+  std::vector<std::string> offline;
+};
+
+void append(backup::Settled& to, backup::Settled&& from) {
+  std::move(from.done.begin(), from.done.end(), std::back_inserter(to.done));
+  std::move(from.problems.begin(), from.problems.end(), std::back_inserter(to.problems));
+}
+
+/// The session is over when none of its overlays is left.
+void drop_finished_journal(backup::Files& files, const std::string& folder,
+                           const backup::Journal& journal, backup::Settled& settled) {
+  for (const backup::JournalDisk& disk : journal.disks)
+    if (files.exists(disk.overlay_local)) {
+      settled.problems.push_back(
+          fmt::format("{}: its overlay {} is still there: name its image ({}) after --offline too",
+                      disk.name, disk.overlay_local, disk.base_local));
+      return;
+    }
+  files.remove(backup::journal_path(folder));
+  settled.done.push_back(fmt::format("closed the session {} of {}", journal.number, folder));
+}
+
+backup::Settled recover_images(const RecoverOptions& options) {
+  const std::string folder = options.guest.interpret().folder;
+  asio::io_context loop;
+  const auto environment = backup::real_environment(loop, {}, {});
+  backup::Files& files = environment->files();
+  std::unique_ptr<backup::Lock> lock;
+  std::optional<backup::Journal> journal;
+  repository::Repository points(files, folder);
+  if (!folder.empty()) {
+    lock = points.lock();
+    journal = backup::read_journal(files, folder);
+  }
+  backup::Settled settled;
+  for (const std::string& image : options.offline)
+    append(settled, backup::recover_offline(*environment, image, journal));
+  if (!folder.empty())
+    points.remove_unfinished();
+  if (journal && settled.problems.empty())
+    drop_finished_journal(files, folder, *journal, settled);
+  return settled;
+}
+
+int run_recover_command(const RecoverOptions& options) {
+  if (options.offline.empty() == options.guest.qmp.empty())
+    throw target::UsageError(EINVAL,
+                             "say --qmp ADDRESS (the guest runs) or --offline DISK (it "
+                             "does not)");
+  if (!options.offline.empty())
+    return print_settled(recover_images(options), options.guest);
+  const backup::Options session_options = options.guest.interpret();
+  ConsoleReporter console(options.guest.quiet);
+  int status = kDone;
+  const int interrupted = run_session(
+      options.guest.plugin,
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Session session(environment, session_options, console.reporter());
+        const backup::Settled settled = co_await session.recover();
+        status = print_settled(settled, options.guest);
+      },
+      [&] { console.tick(); });
+  return interrupted != 0 ? interrupted : status;
+}
+
+int run_check_start_command(const std::vector<std::string>& images) {
+  const auto files = backup::real_files();
+  int status = kDone;
+  for (const std::string& image : images) {
+    const std::vector<std::string> overlays = backup::overlays_over(*files, image);
+    if (overlays.empty())
+      continue;
+    status = kRefused;
+    say("nbdelta: {}: must not be started: {} lies over it and holds later writes. Run 'nbdelta "
+        "recover --offline {}', or start the guest on {} if it is backed up with --tracking "
+        "overlay\n",
+        image, overlays.back(), image, overlays.back());
+  }
+  return status;
+}
+
+}  // namespace
+
+int print_settled(const backup::Settled& settled, const GuestOptions& options) {
+  if (options.json) {
+    qapi::json::array done;
+    qapi::json::array problems;
+    for (const std::string& each : settled.done)
+      done.push_back(qapi::json::value(each));
+    for (const std::string& each : settled.problems)
+      problems.push_back(qapi::json::value(each));
+    print_stdout(pretty(qapi::json::object{{"result", settled.problems.empty() ? "done" : "open"},
+                                           {"overlay-kept", settled.overlay_kept},
+                                           {"done", std::move(done)},
+                                           {"problems", std::move(problems)}}));
+  }
+  if (!options.quiet) {
+    for (const std::string& each : settled.done)
+      say("{}\n", each);
+    if (settled.done.empty() && settled.problems.empty())
+      say("nothing was left to do\n");
+  }
+  for (const std::string& each : settled.problems)
+    say("nbdelta: {}\n", each);
+  return settled.problems.empty() ? kDone : kFailed;
+}
+
+std::function<int()> add_recover_command(CLI::App& app) {
+  const auto options = std::make_shared<RecoverOptions>();
+  CLI::App* command = app.add_subcommand("recover", "Put right what a session that died has left");
+  options->guest.add_to(*command, GuestOptions::Needs::guest);
+  command
+      ->add_option("--offline", options->offline,
+                   "the image of a guest that does not run; may be given more than once")
+      ->type_name("DISK");
+  command->footer(R"(Can be run at any time, and again. Examples:
+  nbdelta recover --qmp /run/vm1.qmp --agent /run/vm1.qga --vm vm1 --to /backup
+  nbdelta recover --offline /images/vm1.qcow2 --vm vm1 --to /backup
+
+Exit status: 0 everything is right; 1 something is left, and is said.)");
+  return [options] { return run_recover_command(*options); };
+}
+
+std::function<int()> add_check_start_command(CLI::App& app) {
+  const auto images = std::make_shared<std::vector<std::string>>();
+  CLI::App* command = app.add_subcommand(
+      "check-start", "For a start-up script: may a guest be started on these images?");
+  command->add_option("IMAGE", *images, "what the guest would be started on")->required();
+  command->footer(
+      R"(Exit status: 0 yes; 3 no: an overlay that was not committed lies over an image; 1 an image or its
+folder cannot be read.)");
+  return [images] { return run_check_start_command(*images); };
+}
+
+}  // namespace nbdelta::client

@@ -1,0 +1,13 @@
+#pragma once
+
+#include <CLI/CLI.hpp>
+
+#include <functional>
+
+namespace nbdelta::client {
+
+/// `nbdelta recover` and `nbdelta check-start`.
+std::function<int()> add_recover_command(CLI::App& app);
+std::function<int()> add_check_start_command(CLI::App& app);
+
+}  // namespace nbdelta::client
