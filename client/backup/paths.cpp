@@ -5,15 +5,15 @@
 namespace nbdelta::client::backup {
 namespace {
 
+/// "" for the root: what is below it begins with a slash all the same.
 std::string without_slash(std::string path) {
-  while (path.size() > 1 && path.ends_with('/'))
+  while (path.ends_with('/'))
     path.pop_back();
   return path;
 }
 
 bool is_below(const std::string& path, const std::string& folder) {
-  return path.starts_with(folder) &&
-         (path.size() == folder.size() || folder == "/" || path[folder.size()] == '/');
+  return path.starts_with(folder) && (path.size() == folder.size() || path[folder.size()] == '/');
 }
 
 }  // namespace
