@@ -23,12 +23,12 @@ void check_names(const std::vector<std::string>& names, const Inventory& invento
     if (std::any_of(inventory.disks.begin(), inventory.disks.end(),
                     [&](const GuestDisk& disk) { return disk.is_called(name); }))
       continue;
-    for (const LeftOut& left_out : inventory.left_out)
-      if (left_out.name == name) {
-        if (option == "--exclude")
-          return;
-        refuse(EINVAL, "{} {}: cannot be backed up: {}", option, name, left_out.reason);
-      }
+    const auto left_out = std::find_if(inventory.left_out.begin(), inventory.left_out.end(),
+                                       [&](const LeftOut& each) { return each.name == name; });
+    if (left_out != inventory.left_out.end() && option == "--exclude")
+      continue;
+    if (left_out != inventory.left_out.end())
+      refuse(EINVAL, "{} {}: cannot be backed up: {}", option, name, left_out->reason);
     std::vector<std::string> known;
     for (const GuestDisk& disk : inventory.disks)
       known.push_back(disk.name);
