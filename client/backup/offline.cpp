@@ -66,7 +66,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
     }
     if (committed) {
       settled.done.push_back(fmt::format("{}: had been committed", top));
-    } else if (!files.overlay_is_empty(top)) {
+    } else {  // an empty one too: its QEMU may not have written its tables yet, and has it locked
       environment.commit_offline(top);
       settled.done.push_back(fmt::format("committed {} into {}", top, below));
     }
