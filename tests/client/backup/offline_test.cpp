@@ -1,1 +1,332 @@
+// Putting images right whose QEMU has ended. qemu-img made a flat copy of what the guest saw last:
+// that is what the base must read as afterwards.
+
+#include "client/backup/offline.hpp"
+
 #include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <memory>
+#include <string>
+
+#include "base/arithmetic.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "client/backup/real/environment.hpp"
+#include "tests/support/nbd_server.hpp"
+#include "tests/support/patch_file.hpp"
+#include "tests/support/qemu.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::client::backup {
+namespace {
+
+using nbdelta::testing::difference;
+using nbdelta::testing::NbdServer;
+using nbdelta::testing::qemu_img;
+using nbdelta::testing::qemu_io;
+using nbdelta::testing::read_file;
+using nbdelta::testing::TempFolder;
+
+constexpr std::uint64_t kSize = 4 * kMiB;
+constexpr std::int64_t kSince = 1'700'000'000;
+
+using List = std::vector<std::string>;
+
+bool mentions(const List& lines, const std::string& what) {
+  for (const std::string& line : lines)
+    if (line.find(what) != std::string::npos)
+      return true;
+  return false;
+}
+
+class Offline : public ::testing::TestWithParam<const char*> {
+ protected:
+  Offline() : base_(files_.canonical(folder_ / "disk.img")) {
+    testing::create_image(base_, format(), kSize);
+    qemu_io(base_, format(), {"write -P 1 0 1M", "write -P 2 3M 512k"});
+  }
+
+  static std::string format() { return GetParam(); }
+  std::string overlay(std::uint32_t number) const {
+    return folder_of(base_) + "/" + overlay_file_name({"0123abcd", number}, "vda");
+  }
+
+  /// Overlay 1 over the base, with writes.
+  void one_overlay() {
+    create_overlay(files_, overlay(1), base_, kSize, base_,
+                   image::parse_format(format(), "the test"));
+    qemu_io(overlay(1), "qcow2", {"write -P 11 64k 64k", "write -z 3M 64k", "write -P 12 2M 512"});
+  }
+  /// And overlay 2 over that.
+  void two_overlays() {
+    one_overlay();
+    create_overlay(files_, overlay(2), overlay(1), kSize, overlay(1), image::Format::qcow2);
+    qemu_io(overlay(2), "qcow2", {"write -P 21 96k 64k", "write -P 22 1M 4k"});
+  }
+  /// What the guest sees on `path`, kept for later.
+  void keep_truth(const std::string& path, const std::string& of_format) {
+    qemu_img({"convert", "-f", of_format, "-O", "raw", path, truth_});
+  }
+  void expect_truth_in_base() {
+    EXPECT_EQ(difference(base_, format(), truth_, "raw"), "");
+    if (format() == "qcow2") {
+      EXPECT_EQ(testing::check_complaints(base_), "");
+    }
+  }
+
+  Settled recover() { return recover_offline(*environment_, base_, journal_); }
+
+  JournalDisk& journal_entry(std::uint32_t number) {
+    if (!journal_) {
+      journal_.emplace();
+      journal_->since = kSince;
+    }
+    JournalDisk disk;
+    disk.name = "vda";
+    disk.base_local = base_;
+    disk.overlay_local = overlay(number);
+    journal_->disks.push_back(disk);
+    return journal_->disks.back();
+  }
+
+  static void set_modified(const std::string& path, std::int64_t seconds) {
+    const struct timespec times[] = {{seconds, 0}, {seconds, 999'999'999}};
+    ASSERT_EQ(::utimensat(AT_FDCWD, path.c_str(), times, 0), 0) << path;
+  }
+
+  TempFolder folder_;
+  asio::io_context loop_;
+  std::unique_ptr<Environment> environment_ = real_environment(loop_, {}, {});
+  Files& files_ = environment_->files();
+  std::string base_;
+  std::string truth_ = folder_ / "truth.raw";
+  std::optional<Journal> journal_;
+};
+
+INSTANTIATE_TEST_SUITE_P(Formats, Offline, ::testing::Values("qcow2", "raw"),
+                         [](const auto& row) { return std::string(row.param); });
+
+TEST_P(Offline, NothingIsToBeDone) {
+  const auto before = read_file(base_);
+  const Settled settled = recover();
+  EXPECT_EQ(settled.done, List{});
+  EXPECT_EQ(settled.problems, List{});
+  EXPECT_FALSE(settled.overlay_kept);
+  EXPECT_EQ(read_file(base_), before);
+}
+
+TEST_P(Offline, AnImageThatIsNotThereIsAnError) {
+  EXPECT_THROW(recover_offline(*environment_, folder_ / "none.img", journal_), Error);
+}
+
+TEST_P(Offline, OneOverlayIsCommitted) {
+  one_overlay();
+  keep_truth(overlay(1), "qcow2");
+  const Settled settled = recover();
+  EXPECT_EQ(settled.problems, List{});
+  EXPECT_TRUE(mentions(settled.done, "committed " + overlay(1)));
+  EXPECT_TRUE(mentions(settled.done, "removed " + overlay(1)));
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AStackOfTwoIsCommittedFromTheTop) {
+  two_overlays();
+  keep_truth(overlay(2), "qcow2");
+  const Settled settled = recover();
+  EXPECT_EQ(settled.problems, List{});
+  ASSERT_EQ(settled.done.size(), 4U);
+  EXPECT_EQ(settled.done[0], "committed " + overlay(2) + " into " + overlay(1));
+  EXPECT_EQ(settled.done[2], "committed " + overlay(1) + " into " + base_);
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  EXPECT_FALSE(files_.exists(overlay(2)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, CanBeRepeated) {
+  two_overlays();
+  keep_truth(overlay(2), "qcow2");
+  recover();
+  const auto after = read_file(base_);
+  const Settled again = recover();
+  EXPECT_EQ(again.done, List{});
+  EXPECT_EQ(again.problems, List{});
+  EXPECT_EQ(read_file(base_), after);
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, CanBeRepeatedAfterACommitThatWasNotFollowedByTheRemoval) {
+  two_overlays();
+  keep_truth(overlay(2), "qcow2");
+  environment_->commit_offline(overlay(2));
+  recover();
+  expect_truth_in_base();
+  EXPECT_FALSE(files_.exists(overlay(1)));
+}
+
+TEST_P(Offline, AnEmptyOverlayIsRemoved) {
+  create_overlay(files_, overlay(1), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  keep_truth(base_, format());
+  const Settled settled = recover();
+  EXPECT_TRUE(mentions(settled.done, "removed " + overlay(1)));
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AnOverlayElsewhereIsFoundByItsPointer) {
+  files_.make_folder(folder_ / "fast");
+  const std::string far = folder_ / "fast/nbdelta-0123abcd-0001-vda.qcow2";
+  create_overlay(files_, far, base_, kSize, base_, image::parse_format(format(), "the test"));
+  qemu_io(far, "qcow2", {"write -P 11 64k 64k"});
+  keep_truth(far, "qcow2");
+  recover();
+  EXPECT_FALSE(files_.exists(far));
+  EXPECT_FALSE(files_.exists(overlay(1) + ".at"));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AForkIsAnErrorThatChangesNothing) {
+  one_overlay();
+  create_overlay(files_, overlay(3), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  const auto base = read_file(base_);
+  EXPECT_THROW(recover(), Error);
+  EXPECT_EQ(read_file(base_), base);
+  EXPECT_TRUE(files_.exists(overlay(1)));
+  EXPECT_TRUE(files_.exists(overlay(3)));
+}
+
+struct Snapshot {
+  std::vector<std::byte> base;
+  std::vector<std::byte> overlay;
+};
+
+/// Runs recover(), which must fail on a lock, and leave all as it is.
+#define EXPECT_LOCKED_AND_UNCHANGED(top)                                                    \
+  do {                                                                                      \
+    const Snapshot before{read_file(base_), read_file(top)};                                \
+    try {                                                                                   \
+      recover();                                                                            \
+      ADD_FAILURE() << "was done though somebody has it open";                              \
+    } catch (const Error& error) {                                                          \
+      EXPECT_NE(std::string(error.what()).find("lock"), std::string::npos) << error.what(); \
+    }                                                                                       \
+    ASSERT_TRUE(files_.exists(top));                                                        \
+    EXPECT_EQ(read_file(base_), before.base);                                               \
+    EXPECT_EQ(read_file(top), before.overlay);                                              \
+  } while (false)
+
+TEST_P(Offline, AnOverlayThatIsInUseIsAnErrorThatChangesNothing) {
+  one_overlay();
+  keep_truth(overlay(1), "qcow2");
+  {
+    const NbdServer guest = NbdServer::qemu_nbd({"-f", "qcow2", overlay(1)});
+    EXPECT_LOCKED_AND_UNCHANGED(overlay(1));
+  }
+  EXPECT_EQ(recover().problems, List{});
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AStackWhoseTopIsInUseIsAnErrorThatChangesNothing) {
+  two_overlays();
+  const auto lower = read_file(overlay(1));
+  const NbdServer guest = NbdServer::qemu_nbd({"-f", "qcow2", overlay(2)});
+  EXPECT_LOCKED_AND_UNCHANGED(overlay(2));
+  EXPECT_EQ(read_file(overlay(1)), lower);
+}
+
+TEST_P(Offline, ABaseThatIsBeingReadIsAnErrorThatChangesNothing) {
+  one_overlay();
+  const NbdServer reader = NbdServer::delta({"image=" + base_, "format=" + format()});
+  EXPECT_LOCKED_AND_UNCHANGED(overlay(1));
+}
+
+/// It may look empty from outside while QEMU has the tables of its first clusters in memory.
+TEST_P(Offline, AnEmptyOverlayThatIsInUseIsAnErrorThatChangesNothing) {
+  create_overlay(files_, overlay(1), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  const NbdServer guest = NbdServer::qemu_nbd({"-f", "qcow2", overlay(1)});
+  EXPECT_LOCKED_AND_UNCHANGED(overlay(1));
+}
+
+TEST_P(Offline, AnOverlayThatTheJournalCallsCommittedIsRemoved) {
+  one_overlay();
+  keep_truth(base_, format());
+  journal_entry(1).committed = true;
+  const Settled settled = recover();
+  EXPECT_TRUE(mentions(settled.done, overlay(1) + ": had been committed"));
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AnotherSessionsJournalIsNoMatter) {
+  one_overlay();
+  keep_truth(overlay(1), "qcow2");
+  journal_entry(7).committed = true;
+  journal_entry(1);
+  recover();
+  expect_truth_in_base();
+}
+
+struct Moved {
+  const char* name;
+  std::int64_t overlay_at;
+  std::int64_t base_at;
+  enum : std::uint8_t { overlay_is_right, base_is_right, unknown } expected;
+};
+
+TEST_P(Offline, WhatWasBeingCompletedIsDecidedByWhatWasWrittenLast) {
+  const Moved kRows[] = {
+      {"overlay_newer", kSince + 60, kSince - 5, Moved::overlay_is_right},
+      {"overlay_newer_than_both", kSince + 3600, kSince + 5, Moved::overlay_is_right},
+      {"base_newer", kSince - 5, kSince + 60, Moved::base_is_right},
+      {"base_newer_overlay_in_the_margin", kSince + 10, kSince + 11, Moved::base_is_right},
+      {"neither", kSince - 60, kSince - 60, Moved::unknown},
+      {"both_in_the_margin", kSince + 10, kSince + 10, Moved::unknown},
+  };
+  for (const Moved& row : kRows) {
+    one_overlay();
+    keep_truth(row.expected == Moved::base_is_right ? base_ : overlay(1),
+               row.expected == Moved::base_is_right ? format() : "qcow2");
+    journal_.reset();
+    journal_entry(1).completing = true;
+    set_modified(overlay(1), row.overlay_at);
+    set_modified(base_, row.base_at);
+    const auto base = read_file(base_);
+    const auto top = read_file(overlay(1));
+    const Settled settled = recover();
+    if (row.expected != Moved::unknown) {
+      EXPECT_EQ(settled.problems, List{}) << row.name;
+      EXPECT_FALSE(files_.exists(overlay(1))) << row.name;
+      SCOPED_TRACE(row.name);
+      expect_truth_in_base();
+      continue;
+    }
+    EXPECT_EQ(settled.done, List{}) << row.name;
+    ASSERT_EQ(settled.problems.size(), 1U) << row.name;
+    for (const std::string& what : {overlay(1), base_, std::string("qemu-img commit")})
+      EXPECT_TRUE(mentions(settled.problems, what)) << settled.problems[0];
+    ASSERT_TRUE(files_.exists(overlay(1))) << row.name;
+    EXPECT_EQ(read_file(base_), base) << row.name;
+    EXPECT_EQ(read_file(overlay(1)), top) << row.name;
+    EXPECT_EQ(recover().problems, settled.problems) << row.name;  // it stays so
+    files_.remove(overlay(1));
+  }
+}
+
+TEST_P(Offline, AnEmptyOverlayThatWasBeingCompletedNeedsNoDecision) {
+  create_overlay(files_, overlay(1), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  keep_truth(base_, format());
+  journal_entry(1).completing = true;
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince);
+  const Settled settled = recover();
+  EXPECT_EQ(settled.problems, List{});
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  expect_truth_in_base();
+}
+
+}  // namespace
+}  // namespace nbdelta::client::backup
