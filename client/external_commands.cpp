@@ -41,7 +41,7 @@ backup::Listen interpret_listen(const BeginOptions& options) {
                         : options.socket_dir;
     if (listen.socket.empty())
       listen.socket = ".";
-    listen.socket = std::filesystem::absolute(listen.socket).lexically_normal().string();
+    listen.socket = std::filesystem::canonical(listen.socket).string();
     return listen;
   }
   const std::size_t colon = options.listen.rfind(':');

@@ -87,7 +87,8 @@ asio::awaitable<void> Guardian::serve(std::string line) {
   try {
     const qapi::Command command = qapi::parse_command(line);
     id = command.id;
-    reply = qapi::to_line(qapi::Return{.value = co_await carry_out(command), .id = id});
+    qapi::json::value result = co_await carry_out(command);
+    reply = qapi::to_line(qapi::Return{.value = std::move(result), .id = id});
   } catch (const qapi::CommandError& error) {
     reply = error_line(error.error_class(), error.what(), id);
   } catch (const Error& error) {
@@ -102,12 +103,20 @@ asio::awaitable<void> Guardian::serve(std::string line) {
 asio::awaitable<qapi::json::value> Guardian::carry_out(qapi::Command command) {
   using qapi::arguments_of;
   using qapi::to_json;
-  if (command.name == guardian::Prepare::kName)
-    co_return to_json(co_await prepare(arguments_of<guardian::Prepare>(command)));
-  if (command.name == guardian::Freeze::kName)
-    co_return to_json(co_await freeze(arguments_of<guardian::Freeze>(command)));
-  if (command.name == guardian::Thaw::kName)
-    co_return to_json(co_await thaw());
+  if (command.name == guardian::Prepare::kName) {
+    const auto arguments = arguments_of<guardian::Prepare>(command);
+    const guardian::Prepared prepared = co_await prepare(arguments);
+    co_return to_json(prepared);
+  }
+  if (command.name == guardian::Freeze::kName) {
+    const auto arguments = arguments_of<guardian::Freeze>(command);
+    const guardian::Frozen frozen = co_await freeze(arguments);
+    co_return to_json(frozen);
+  }
+  if (command.name == guardian::Thaw::kName) {
+    const guardian::Thawed thawed = co_await thaw();
+    co_return to_json(thawed);
+  }
   if (command.name == guardian::Confirm::kName) {
     co_await confirm();
     co_return to_json(qapi::Nothing{});
@@ -220,6 +229,7 @@ asio::awaitable<guardian::Thawed> Guardian::thaw() {
   }
   thawed.answered_us = microseconds();
   thawed_ = thawed;
+  deadline_ = clock_->now() + kAttempt;  // confirm() comes before
   co_return thawed;
 }
 
@@ -261,10 +271,10 @@ asio::awaitable<void> Guardian::try_to_thaw(Clock::Time deadline) {
     const std::int64_t sent = microseconds();
     if (thawed_ && thawed_->sent_us == 0)
       thawed_->sent_us = sent;
-    co_await agent_->synchronise(++last_id_, deadline,
-                                 qapi::to_command(agent::GuestFsfreezeThaw{}));
-    const auto thawed = qapi::result_from<agent::GuestFsfreezeThaw>(
-        co_await agent_->answer(std::string(agent::GuestFsfreezeThaw::kName), deadline));
+    const qapi::Command thaw = qapi::to_command(agent::GuestFsfreezeThaw{});
+    co_await agent_->synchronise(++last_id_, deadline, thaw);
+    const qapi::json::value answer = co_await agent_->answer(thaw.name, deadline);
+    const auto thawed = qapi::result_from<agent::GuestFsfreezeThaw>(answer);
     if (thawed_ && thawed_->answered_us == 0) {
       thawed_->file_systems = thawed;
       thawed_->answered_us = microseconds();

@@ -53,6 +53,11 @@ void create_overlay(Files& files, const std::string& overlay, const std::string&
 
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base) {
   const bool was_there = files.exists(overlay);
+  const std::string folder = folder_of(overlay);
+  for (const std::string& name : files.list(folder))
+    if (name.starts_with(std::string(kPrefix) + "current-") &&
+        files.canonical(folder + "/" + name) == overlay)
+      files.remove(folder + "/" + name);
   files.remove(overlay);
   if (!base.empty())
     files.remove(pointer_path(overlay, base));

@@ -17,7 +17,7 @@ void create_overlay(Files& files, const std::string& overlay, const std::string&
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format);
 
-/// Returns whether there was one.
+/// With what leads to it. Returns whether there was one.
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
 
 /// The overlays that lie over an image, lowest first: each is the backing file of the next. Throws

@@ -104,6 +104,7 @@ asio::awaitable<void> Session::check_guest() {
   if (options_->quiesce == Quiesce::require)
     refuse(EBUSY, "the guest does not run ({}): it cannot be frozen", state.status);
   warnings_.push_back(fmt::format("the guest does not run ({}): no freeze", state.status));
+  reporter_->say(warnings_.back());
 }
 
 /// Puts right what earlier sessions have left. Throws Refused where one is open on purpose.

@@ -109,7 +109,7 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
       settled_.problems.push_back(fmt::format("{}: {}{}", disk.name, *problem, advice(*problem)));
   }
   co_await remove_loose(journal);
-  co_await point_links();
+  co_await point_links(journal);
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -286,22 +286,9 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
                bitmap.name == bitmap_name({latest_->chain, latest_->number}) &&
                !bitmap.inconsistent.value_or(false);
       });
-  std::vector<std::string> later;
-  if (wanted != bitmaps.end())
-    for (auto each = wanted + 1; each != bitmaps.end(); ++each)
-      if (!each->inconsistent.value_or(false))
-        later.push_back(each->name);
-  if (!later.empty()) {
-    const qapi::BlockDirtyBitmapMerge block_dirty_bitmap_merge{
-        .node = disk.base_node, .target = wanted->name, .bitmaps = later};
-    co_await qmp_->call(block_dirty_bitmap_merge);
-    settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
-                                        disk.name, wanted->name));
-  }
-  if (wanted != bitmaps.end() && !wanted->recording) {
-    const qapi::BlockDirtyBitmapEnable block_dirty_bitmap_enable{.node = disk.base_node,
-                                                                 .name = wanted->name};
-    co_await qmp_->call(block_dirty_bitmap_enable);
+  if (wanted != bitmaps.end()) {
+    const std::vector<qapi::BitmapInfo> later(wanted + 1, bitmaps.end());
+    co_await put_back(disk, *wanted, later);
   }
   for (const qapi::BitmapInfo& bitmap : bitmaps) {
     if (wanted != bitmaps.end() && bitmap.name == wanted->name)
@@ -312,27 +299,41 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
   }
 }
 
+/// A session's switch disables the last bitmap and starts the next one at the same instant; so
+/// together the two miss nothing. One that is disabled alone was disabled by somebody else, and
+/// has a gap: it is left so, and not built on.
+asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
+                                        std::vector<qapi::BitmapInfo> later) {
+  const auto chain = session_of(bitmap.name)->chain;
+  bool recorded_on = false;
+  std::vector<std::string> names;
+  for (const qapi::BitmapInfo& each : later) {
+    if (session_of(each.name)->chain != chain || each.inconsistent.value_or(false))
+      continue;
+    names.push_back(each.name);
+    recorded_on = recorded_on || each.recording;
+  }
+  if (!recorded_on)
+    co_return;
+  const qapi::BlockDirtyBitmapMerge merge{
+      .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
+  co_await qmp_->call(merge);
+  if (!bitmap.recording) {
+    const qapi::BlockDirtyBitmapEnable enable{.node = disk.base_node, .name = bitmap.name};
+    co_await qmp_->call(enable);
+  }
+  settled_.done.push_back(fmt::format(
+      "{}: put what has changed since back into the bitmap {}", disk.name, bitmap.name));
+}
+
 /// Which restore points are durable is not known: each bitmap gets what the later ones have, and
 /// records, so that any of them can be built on.
 asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps) {
   for (auto bitmap = bitmaps.begin(); bitmap != bitmaps.end(); ++bitmap) {
     if (bitmap->inconsistent.value_or(false) || bitmap->recording)
       continue;
-    std::vector<std::string> later;
-    const auto session = session_of(bitmap->name);
-    for (auto each = bitmap + 1; each != bitmaps.end(); ++each)
-      if (session_of(each->name)->chain == session->chain && !each->inconsistent.value_or(false))
-        later.push_back(each->name);
-    if (!later.empty()) {
-      const qapi::BlockDirtyBitmapMerge block_dirty_bitmap_merge{
-          .node = disk.base_node, .target = bitmap->name, .bitmaps = later};
-      co_await qmp_->call(block_dirty_bitmap_merge);
-    }
-    const qapi::BlockDirtyBitmapEnable block_dirty_bitmap_enable{.node = disk.base_node,
-                                                                 .name = bitmap->name};
-    co_await qmp_->call(block_dirty_bitmap_enable);
-    settled_.done.push_back(
-        fmt::format("{}: the bitmap {} records again", disk.name, bitmap->name));
+    const std::vector<qapi::BitmapInfo> later(bitmap + 1, bitmaps.end());
+    co_await put_back(disk, *bitmap, later);
   }
 }
 
@@ -380,18 +381,15 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
 }
 
 /// A guest that starts next must find the overlay that holds its last writes.
-asio::awaitable<void> Settler::point_links() {
+asio::awaitable<void> Settler::point_links(const std::optional<Journal>& journal) {
   Files& files = environment_->files();
   const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   for (const GuestDisk& disk : inventory.disks) {
-    const bool on_base = disk.overlays.empty();
-    const std::string& top = on_base ? disk.base_local : disk.overlays.front().local;
-    const std::string link = current_link(top, disk.name);
-    if (!files.exists(link))
+    if (disk.overlays.empty() || tracking_of(disk, journal) != repository::kByOverlay)
       continue;
-    if (on_base)
-      files.remove(link);
-    else
+    const std::string& top = disk.overlays.front().local;
+    const std::string link = current_link(top, disk.name);
+    if (files.canonical(link) != top)
       files.write_link(link, std::string(base_name(top)));
   }
 }

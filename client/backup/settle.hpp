@@ -56,10 +56,12 @@ class Settler {
   asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first);
   asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> settle_bitmaps(GuestDisk disk);
+  asio::awaitable<void> put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
+                                 std::vector<qapi::BitmapInfo> later);
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
-  asio::awaitable<void> point_links();
+  asio::awaitable<void> point_links(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);
   void save(const Journal& journal);

@@ -25,13 +25,14 @@ class Client {
  public:
   static constexpr std::size_t kMostEvents = 1024;
   static constexpr std::chrono::seconds kTimeout{30};
+  static constexpr std::chrono::seconds kGreeting{10};
 
   Client(std::unique_ptr<Channel> channel, Clock& clock)
       : channel_(std::move(channel)), clock_(&clock) {}
 
   /// Takes QEMU's greeting and ends the negotiation ("Capabilities Negotiation"). Throws Error
   /// where the other end is no QMP server.
-  asio::awaitable<qapi::Greeting> open(Clock::Duration timeout = kTimeout);
+  asio::awaitable<qapi::Greeting> open(Clock::Duration timeout = kGreeting);
 
   /// Throws qapi::CommandError; TimedOut; ChannelLost; Error (EPROTO) for an answer that makes no
   /// sense.

@@ -45,6 +45,8 @@ Child::Child(const std::vector<std::string>& command, const ChildOptions& option
     ::posix_spawn_file_actions_adddup2(&actions.files, options.output, STDOUT_FILENO);
     ::posix_spawn_file_actions_adddup2(&actions.files, options.output, STDERR_FILENO);
   }
+  // A server that outlives us must not keep QMP's only connection open.
+  ::posix_spawn_file_actions_addclosefrom_np(&actions.files, STDERR_FILENO + 1);
   // What we ignore or block must not be ignored or blocked there.
   sigset_t none;
   sigset_t usual;

@@ -64,6 +64,30 @@ class PrivateFolder {
   std::string path_;
 };
 
+/// Its arguments, a NUL after each; empty where there is no such process, or it has ended.
+std::string command_line(std::int64_t process_id) {
+  std::ifstream file(fmt::format("/proc/{}/cmdline", process_id));
+  std::stringstream text;
+  text << file.rdbuf();
+  return text.str();
+}
+
+/// Ours: another program may have the number now.
+bool is_our_nbdkit(std::int64_t process_id) {
+  const std::string words = command_line(process_id);
+  return words.find("nbdkit") != std::string::npos && words.find(kPrefix) != std::string::npos;
+}
+
+/// What a killed server leaves behind.
+std::string socket_of(std::int64_t process_id) {
+  const std::string words = command_line(process_id);
+  constexpr std::string_view kOption{"\0--unix\0", 8};
+  const std::size_t option = words.find(kOption);
+  if (option == std::string::npos)
+    return {};
+  return words.c_str() + option + kOption.size();
+}
+
 class PluginServer final : public Server {
  public:
   PluginServer(ServeRequest request, const std::string& plugin)
@@ -83,8 +107,10 @@ class PluginServer final : public Server {
       stop();
   }
 
-  std::int64_t process_id() const override { return child_->pid(); }
-  bool running() override { return child_->running(); }
+  std::int64_t process_id() const override { return process_id_; }
+  bool running() override {
+    return request_.lifetime == Lifetime::session ? child_->running() : is_our_nbdkit(process_id_);
+  }
 
   std::string uri(std::string_view export_name) const override {
     const Listen& listen = request_.listen;
@@ -97,8 +123,8 @@ class PluginServer final : public Server {
   }
 
   void stop() override {
-    if (!child_->running())
-      return;
+    if (request_.lifetime == Lifetime::ended)
+      end_plugin(process_id_);
     child_->signal(SIGTERM);
     child_->end(kEnd);
     if (!request_.listen.socket.empty())
@@ -107,9 +133,9 @@ class PluginServer final : public Server {
 
   asio::awaitable<void> wait_until_ready(Clock& clock) {
     const Clock::Time deadline = clock.now() + kStart;
-    std::error_code missing;
-    while (fs::file_size(pid_file(), missing) == 0 || missing) {
-      if (!child_->running())
+    while (!read_process_id()) {
+      const bool may_end = request_.lifetime == Lifetime::ended && child_->status() == 0;
+      if (!child_->running() && !may_end)
         fail(EIO, "nbdkit ended instead of serving {}: {}", request_.image, said());
       if (clock.now() > deadline)
         fail(ETIMEDOUT, "nbdkit does not serve {}: {}", request_.image, said());
@@ -118,13 +144,25 @@ class PluginServer final : public Server {
   }
 
  private:
+  /// nbdkit writes the file, a line, when it serves.
+  bool read_process_id() {
+    std::ifstream file(pid_file());
+    std::string line;
+    if (!std::getline(file, line) || file.eof())
+      return false;
+    process_id_ = std::atoll(line.c_str());
+    return true;
+  }
+
   std::string pid_file() const { return folder_.path() + "/pid"; }
 
   std::vector<std::string> command(const std::string& plugin) const {
     const Listen& listen = request_.listen;
-    std::vector<std::string> words{"nbdkit", "--foreground", "--pidfile", pid_file()};
+    std::vector<std::string> words{"nbdkit", "--pidfile", pid_file()};
+    // In the foreground nbdkit 1.32 ends with its parent in any case; otherwise it forks once it
+    // serves.
     if (request_.lifetime == Lifetime::session)
-      words.emplace_back("--exit-with-parent");
+      words.insert(words.end(), {"--foreground", "--exit-with-parent"});
     if (listen.socket.empty()) {
       words.insert(words.end(), {"--ipaddr", listen.host, "--port", std::to_string(listen.port)});
     } else {
@@ -161,16 +199,8 @@ class PluginServer final : public Server {
   ServeRequest request_;
   FileDescriptor output_;
   std::optional<Child> child_;
+  std::int64_t process_id_ = 0;
 };
-
-/// Ours: another program may have the number now.
-bool is_our_nbdkit(std::int64_t process_id) {
-  std::ifstream file(fmt::format("/proc/{}/cmdline", process_id));
-  std::stringstream text;
-  text << file.rdbuf();
-  const std::string words = text.str();
-  return words.find("nbdkit") != std::string::npos && words.find(kPrefix) != std::string::npos;
-}
 
 }  // namespace
 
@@ -190,12 +220,15 @@ void end_plugin(std::int64_t process_id) {
   const auto deadline = std::chrono::steady_clock::now() + kEnd;
   if (!is_our_nbdkit(process_id))
     return;
+  const std::string socket = socket_of(process_id);
   ::kill(static_cast<pid_t>(process_id), SIGTERM);
   while (is_our_nbdkit(process_id)) {
     if (std::chrono::steady_clock::now() > deadline)
       ::kill(static_cast<pid_t>(process_id), SIGKILL);
     std::this_thread::sleep_for(kPoll);
   }
+  if (!socket.empty())
+    ::unlink(socket.c_str());
 }
 
 }  // namespace nbdelta::client::backup

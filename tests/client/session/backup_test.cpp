@@ -1,0 +1,174 @@
+#include <fmt/format.h>
+
+#include "tests/client/session/session_test.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+struct Scheme {
+  std::string name;
+  std::vector<MachineDisk> disks;
+  std::string tracking;
+};
+
+class Schemes : public ::testing::TestWithParam<Scheme> {};
+
+TEST_P(Schemes, EveryRestorePointIsExact) {
+  Random random = Random::from_environment();
+  Machine machine(GetParam().disks);
+  const std::vector<std::string> nodes = machine.nodes();
+  Points points(machine);
+  for (unsigned round = 0; round < 4; ++round) {
+    machine.write_at_random(random, 25);
+    const auto result = points.backup({"--tracking", GetParam().tracking});
+    EXPECT_EQ(result.at("type").as_string(), round == 0 ? "full" : "incremental");
+    machine.write_at_random(random, 5);
+  }
+  points.check();
+  if (GetParam().tracking == "bitmap") {
+    EXPECT_THAT(machine.leftovers(), IsEmpty());
+    EXPECT_EQ(machine.nodes(), nodes);
+  } else {
+    // One overlay and its link for each disk, the overlay's two nodes.
+    EXPECT_EQ(machine.leftovers().size(), 4 * GetParam().disks.size());
+  }
+  for (const MachineDisk& disk : machine.disks()) {
+    machine.write(disk, "write -P 99 0 64k");
+    EXPECT_EQ(machine.command("query-jobs").as_array().size(), 0U);
+  }
+  machine.quit();
+  if (GetParam().tracking != "bitmap")
+    return;
+  for (const MachineDisk& disk : machine.disks())
+    EXPECT_EQ(difference(machine.image(disk), disk.format, machine.model(disk), "raw"), "");
+}
+
+MachineDisk qcow2(const std::string& name) {
+  return {.name = name};
+}
+MachineDisk raw(const std::string& name) {
+  return {.name = name, .format = "raw"};
+}
+MachineDisk by_drive(MachineDisk disk) {
+  disk.by_drive = true;
+  return disk;
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Backup, Schemes,
+    ::testing::Values(
+        Scheme{"Qcow2ByBitmap", {qcow2("vda")}, "bitmap"},
+        Scheme{"Qcow2ByOverlay", {qcow2("vda")}, "overlay"},
+        Scheme{"RawByBitmap", {raw("vda")}, "bitmap"},
+        Scheme{"RawByOverlay", {raw("vda")}, "overlay"},
+        Scheme{"DrivesByBitmap", {by_drive(qcow2("a")), by_drive(raw("b"))}, "bitmap"},
+        Scheme{"DrivesByOverlay", {by_drive(qcow2("a")), by_drive(raw("b"))}, "overlay"},
+        Scheme{"FourByBitmap", {qcow2("a"), raw("b"), by_drive(qcow2("c")), raw("d")}, "bitmap"},
+        Scheme{"FourByOverlay", {qcow2("a"), raw("b"), by_drive(qcow2("c")), raw("d")}, "overlay"},
+        Scheme{"Version2", {{.name = "old", .options = "compat=0.10"}}, "bitmap"},
+        Scheme{"SmallClusters", {{.name = "small", .options = "cluster_size=4k"}}, "bitmap"}),
+    [](const auto& scheme) { return scheme.param.name; });
+
+TEST(Backup, TrackingCanBeChanged) {
+  Random random = Random::from_environment();
+  Machine machine({qcow2("vda"), raw("vdb")});
+  Points points(machine);
+  for (const char* tracking : {"bitmap", "overlay", "overlay", "bitmap", "bitmap", "overlay"}) {
+    machine.write_at_random(random, 20);
+    points.backup({"--tracking", tracking});
+  }
+  points.check();
+  const auto last = points.backup({"--tracking", "bitmap"});
+  EXPECT_EQ(type_of(last, 0), "incremental");
+  EXPECT_EQ(type_of(last, 1), "incremental");
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+}
+
+TEST(Backup, BaseWithABackingFile) {
+  Random random = Random::from_environment();
+  const TempFolder folder;
+  create_image(folder / "golden.qcow2", "qcow2", 32 << 20);
+  qemu_io(folder / "golden.qcow2", "qcow2", {"write -P 3 1M 5M"});
+  Machine machine({{.name = "vda", .backing = folder / "golden.qcow2"}});
+  Points points(machine);
+  for (const char* tracking : {"bitmap", "bitmap", "overlay", "overlay"}) {
+    machine.write_at_random(random, 20);
+    points.backup({"--tracking", tracking});
+  }
+  points.check();
+}
+
+TEST(Backup, DisksComeGoAndGrow) {
+  Random random = Random::from_environment();
+  Machine machine({qcow2("vda"), qcow2("vdb")});
+  Points points(machine);
+  machine.write_at_random(random, 10);
+  points.backup();
+  auto one = points.backup({"--disk", "vda"});
+  EXPECT_EQ(one.at("disks").as_array().size(), 1U);
+  EXPECT_EQ(type_of(one), "incremental");
+  auto both = points.backup();
+  EXPECT_EQ(type_of(both, 0), "incremental");
+  EXPECT_EQ(type_of(both, 1), "full");
+  EXPECT_THAT(std::string(both.at("disks").at(1).at("reason").as_string()),
+              HasSubstr("not in the last restore point"));
+
+  const auto answer =
+      machine.command("block_resize", {{"node-name", "vda"}, {"size", std::uint64_t{48} << 20}});
+  EXPECT_FALSE(answer.as_object().contains("error"));
+  std::filesystem::resize_file(machine.model(machine.disks()[0]), 48 << 20);
+  machine.write(machine.disks()[0], "write -P 4 40M 1M");
+  both = points.backup();
+  EXPECT_EQ(type_of(both, 0), "full");
+  EXPECT_EQ(type_of(both, 1), "incremental");
+  EXPECT_THAT(std::string(both.at("disks").at(0).at("reason").as_string()),
+              HasSubstr("its size was 32.0 MiB and is 48.0 MiB"));
+}
+
+TEST(Backup, CommitThatDoesNotCatchUpLeavesAnOverlayToGoOnWith) {
+  Random random = Random::from_environment();
+  Machine machine({qcow2("vda"), raw("vdb")});
+  Points points(machine);
+  machine.write_at_random(random, 10);
+  points.backup();
+  // Nothing gets READY in no time.
+  for (int round = 0; round < 3; ++round) {
+    machine.write_at_random(random, 20);
+    const auto result = points.backup({"--commit-deadline", "0"});
+    EXPECT_TRUE(result.at("overlay-kept").as_bool());
+    EXPECT_THAT(machine.leftovers(), Not(IsEmpty()));
+    machine.write_at_random(random, 20);
+  }
+  const auto last = points.backup();
+  EXPECT_EQ(type_of(last, 0), "incremental");
+  EXPECT_EQ(type_of(last, 1), "incremental");
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  points.check();
+}
+
+TEST(Backup, OverlaysInAnotherFolder) {
+  Random random = Random::from_environment();
+  const TempFolder overlays;
+  Machine machine({qcow2("vda")});
+  Points points(machine);
+  for (const char* tracking : {"bitmap", "overlay", "overlay", "bitmap"}) {
+    machine.write_at_random(random, 20);
+    points.backup({"--tracking", tracking, "--overlay-dir", overlays.path()});
+  }
+  points.check();
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  EXPECT_TRUE(std::filesystem::is_empty(overlays.path()));
+}
+
+TEST(Backup, DryRunTouchesNothing) {
+  Machine machine({qcow2("vda")});
+  Points points(machine);
+  const std::string plan = run_ok(points.command("backup", {"--dry-run"}));
+  EXPECT_THAT(plan, HasSubstr("vda"));
+  EXPECT_THAT(plan, HasSubstr("full"));
+  EXPECT_FALSE(std::filesystem::exists(points.repository()));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

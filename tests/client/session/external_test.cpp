@@ -1,0 +1,119 @@
+#include <fmt/format.h>
+
+#include <thread>
+
+#include "tests/client/session/session_test.hpp"
+
+/// `nbdelta begin`, a copy by other software, `nbdelta end`.
+namespace nbdelta::testing {
+namespace {
+
+using namespace std::chrono_literals;
+namespace json = boost::json;
+
+class External : public ::testing::Test {
+ protected:
+  json::value begin(const Command& more = {}) {
+    Command words = points_.command("begin", {"--json", "--quiesce", "no"});
+    words.insert(words.end(), more.begin(), more.end());
+    return json::parse(run_ok(words));
+  }
+  void end(const std::string& how) { run_ok(points_.command("end", {how})); }
+
+  static std::string uri_of(const json::value& begun) {
+    return std::string(begun.at("disks").at(0).at("uri").as_string());
+  }
+  std::string copy(const std::string& name) { return machine_.folder() + "/" + name; }
+  const MachineDisk& disk() { return machine_.disks()[0]; }
+
+  Random random_ = Random::from_environment();
+  Machine machine_{{{.name = "vda"}}};
+  Points points_{machine_};
+};
+
+TEST_F(External, QemuImgConvertCopiesAFullAndIncrementals) {
+  machine_.write_at_random(random_, 20);
+  std::string previous;
+  for (int i = 0; i < 3; ++i) {
+    const json::value begun = begin();
+    // An independent copy of the frozen base, taken while the session is open.
+    run_ok({"cp", machine_.image(disk()), copy(fmt::format("base-{}.qcow2", i))});
+    machine_.write_at_random(random_, 10);
+    const std::string file = copy(fmt::format("{}.qcow2", i));
+    Command words{"qemu-img", "convert", "-f", "raw", "-O", "qcow2"};
+    if (!previous.empty())
+      words.insert(words.end(), {"-B", previous, "-F", "qcow2"});
+    words.insert(words.end(), {uri_of(begun), file});
+    run_ok(words);
+    EXPECT_EQ(begun.at("disks").at(0).at("type").as_string(), i == 0 ? "full" : "incremental");
+    end("--success");
+    EXPECT_EQ(difference(file, "qcow2", copy(fmt::format("base-{}.qcow2", i)), "qcow2"), "");
+    previous = file;
+  }
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
+TEST_F(External, NbdcopyCopiesTheWholeDisk) {
+  machine_.write_at_random(random_, 20);
+  const json::value begun = begin();
+  run_ok({"nbdcopy", uri_of(begun), copy("copy.raw")});
+  EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
+  end("--success");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
+TEST_F(External, AfterAFailureTheChangesComeAgain) {
+  machine_.write_at_random(random_, 20);
+  const std::string full = copy("full.qcow2");
+  const json::value first = begin();
+  run_ok({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri_of(first), full});
+  end("--success");
+  machine_.write_at_random(random_, 20);
+  begin();
+  machine_.write_at_random(random_, 20);
+  end("--failure");
+  const json::value again = begin();
+  EXPECT_EQ(again.at("disks").at(0).at("type").as_string(), "incremental");
+  run_ok({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-B", full, "-F", "qcow2",
+          uri_of(again), copy("incremental.qcow2")});
+  EXPECT_EQ(difference(copy("incremental.qcow2"), "qcow2", machine_.model(disk()), "raw"), "");
+  end("--success");
+}
+
+TEST_F(External, OneSessionAtATime) {
+  begin();
+  const Outcome second = run(points_.command("begin"));
+  EXPECT_EQ(second.status, 3);
+  EXPECT_THAT(second.err, HasSubstr("a session of external software is open since"));
+  const Outcome backup = run(points_.command("backup"));
+  EXPECT_EQ(backup.status, 3);
+  end("--failure");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  const Outcome none = run(points_.command("end", {"--success"}));
+  EXPECT_EQ(none.status, 3);
+  EXPECT_THAT(none.err, HasSubstr("no session of external software is open"));
+}
+
+TEST_F(External, StatusShowsTheOpenSession) {
+  begin();
+  machine_.write(disk(), "write -P 5 0 1M");
+  const json::value status = json::parse(run_ok(points_.command("status", {"--json"})));
+  EXPECT_EQ(status.at("session").at("phase").as_string(), "export");
+  const json::value& overlay = status.at("disks").at(0).at("overlays").at(0);
+  EXPECT_GE(overlay.at("allocated").to_number<std::uint64_t>(), 1U << 20);
+  EXPECT_THAT(run_ok(points_.command("status")), HasSubstr("overlay"));
+  end("--success");
+}
+
+TEST_F(External, OverTcp) {
+  machine_.write_at_random(random_, 20);
+  const std::string port = std::to_string(20000 + random_.below(20000));
+  const json::value begun = begin({"--listen", "127.0.0.1:" + port});
+  EXPECT_EQ(uri_of(begun), "nbd://127.0.0.1:" + port + "/image");
+  run_ok({"nbdcopy", uri_of(begun), copy("copy.raw")});
+  EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
+  end("--success");
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

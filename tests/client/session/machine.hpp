@@ -1,0 +1,70 @@
+#pragma once
+
+#include <boost/json/value.hpp>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tests/support/line_socket.hpp"
+#include "tests/support/process.hpp"
+#include "tests/support/random.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+
+struct MachineDisk {
+  std::string name;              // id of the device
+  std::string format = "qcow2";  // or "raw"
+  std::uint64_t size = 32 << 20;
+  bool by_drive = false;     // -drive: QEMU makes the node names up
+  std::string backing = {};  // path of a qcow2 image below
+  std::string options = {};  // of qemu-img create
+};
+
+/// Real QEMU with real disks, and nothing that runs in the guest: the test itself writes to the
+/// disks, through the devices' own back ends, and writes the same to plain images beside them. So
+/// what a disk must hold is known at every moment. For one thread.
+class Machine {
+ public:
+  explicit Machine(std::vector<MachineDisk> disks, Command extra_arguments = {});
+
+  const std::string& folder() const { return folder_.path(); }
+  std::string qmp() const { return folder_ / "qmp"; }
+  std::string image(const MachineDisk& disk) const;
+  /// What the disk must hold; raw.
+  std::string model(const MachineDisk& disk) const;
+  const std::vector<MachineDisk>& disks() const { return disks_; }
+  pid_t pid() const { return qemu_->pid(); }
+
+  void start();
+  /// SIGKILL; returns when it is gone.
+  void kill();
+  void quit();
+
+  /// A command on a QMP connection of our own; its "return", or the whole answer where it is an
+  /// error.
+  boost::json::value command(const std::string& name, const boost::json::object& arguments = {});
+
+  /// A qemu-io command, on the disk and on its model: "write -P 7 64k 128k".
+  void write(const MachineDisk& disk, const std::string& what);
+  /// Some writes, zeros and discards all over every disk.
+  void write_at_random(Random& random, unsigned count);
+
+  /// Names of all nodes, those of automatic names without their number.
+  std::vector<std::string> nodes();
+  /// What of ours is in QEMU or beside the images; sorted.
+  std::vector<std::string> leftovers();
+
+ private:
+  Command disk_arguments(const MachineDisk& disk) const;
+
+  TempFolder folder_;
+  std::vector<MachineDisk> disks_;
+  Command extra_arguments_;
+  std::unique_ptr<Background> qemu_;
+  std::optional<LineSocket> control_;
+};
+
+}  // namespace nbdelta::testing

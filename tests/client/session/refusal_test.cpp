@@ -1,0 +1,152 @@
+#include <fmt/format.h>
+
+#include <fstream>
+
+#include "tests/client/session/session_test.hpp"
+
+/// What bad input gets: a message that says what and where, the guest as it was, nothing of ours
+/// left, and the next incremental complete.
+namespace nbdelta::testing {
+namespace {
+
+class Refusal : public ::testing::Test {
+ protected:
+  void expect_refused(const Command& words, int status, const std::string& message) {
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.status, status) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr(message));
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  }
+
+  /// Of the restore points.
+  std::string chain() const {
+    const Outcome outcome = run(points_.command("status", {"--json"}));
+    const boost::json::value status = boost::json::parse(outcome.out);
+    const std::string name(status.at("disks").at(0).at("bitmaps").at(0).at("name").as_string());
+    return name.substr(8, 8);
+  }
+
+  Machine machine_{{{.name = "vda"}, {.name = "vdb", .format = "raw"}}};
+  Points points_{machine_};
+};
+
+TEST_F(Refusal, Sockets) {
+  const Command to{"--vm", "vm", "--to", points_.repository()};
+  const auto words = [&](const std::string& qmp) {
+    Command command = nbdelta_command({"backup", "--qmp", qmp});
+    command.insert(command.end(), to.begin(), to.end());
+    return command;
+  };
+  expect_refused(words("/nowhere/qmp"), 1, "QMP at /nowhere/qmp: No such file or directory");
+  expect_refused(words("127.0.0.1:1"), 1, "QMP at 127.0.0.1:1: Connection refused");
+  expect_refused(words(std::string(200, 'x')), 1, "a Unix socket's path has at most 107 bytes");
+  // It speaks, but not QMP.
+  const TempFolder folder;
+  create_image(folder / "x.raw", "raw", 1 << 20);
+  const NbdServer server = NbdServer::qemu_nbd({"-f", "raw", folder / "x.raw"});
+  const std::string uri = server.uri("");
+  expect_refused(words(uri.substr(uri.find("socket=") + 7)), 1, "QMP at");
+}
+
+TEST_F(Refusal, CommandLines) {
+  expect_refused(nbdelta_command({"backup", "--qmp", machine_.qmp()}), 2, "--vm");
+  expect_refused(points_.command("backup", {"--quiesce", "sometimes"}), 2, "--quiesce");
+  expect_refused(points_.command("backup", {"--quiesce", "require"}), 2, "needs --agent");
+  expect_refused(points_.command("backup", {"--path", "/a"}), 2, "expected QEMU=LOCAL");
+  expect_refused(points_.command("backup", {"--disk", "vdz"}), 3, "the guest has no such disk");
+  expect_refused(points_.command("backup", {"--exclude", "vdz"}), 3, "the guest has no such disk");
+  expect_refused(points_.command("backup", {"--require-incremental"}), 3,
+                 "an incremental cannot be made: there is no restore point yet");
+  expect_refused(nbdelta_command({"backup", "--qmp", machine_.qmp(), "--vm", "../x", "--to", "/y"}),
+                 2, "must be a name");
+  expect_refused(nbdelta_command({"recover"}), 2, "--offline");
+}
+
+TEST_F(Refusal, BitmapsThatCannotBeUsed) {
+  points_.backup();
+  const std::string name = "nbdelta-" + chain() + "-0001";
+  machine_.command("block-dirty-bitmap-disable", {{"node", "vda"}, {"name", name}});
+  expect_refused(points_.command("backup", {"--require-incremental"}), 3, "is disabled");
+  machine_.command("block-dirty-bitmap-remove", {{"node", "vda"}, {"name", name}});
+  expect_refused(points_.command("backup", {"--require-incremental"}), 3, "is missing");
+  const auto result = points_.backup();
+  EXPECT_EQ(type_of(result, 0), "full");
+  EXPECT_THAT(std::string(result.at("disks").at(0).at("reason").as_string()),
+              HasSubstr("is missing"));
+  EXPECT_EQ(type_of(result, 1), "incremental");
+  points_.check();
+}
+
+TEST_F(Refusal, ImageThatIsNotWherePathSays) {
+  expect_refused(points_.command("backup", {"--path", machine_.folder() + "=/nowhere"}), 3,
+                 "--path QEMU=LOCAL says where it is on this machine");
+}
+
+TEST_F(Refusal, PathsAreMapped) {
+  const TempFolder elsewhere;
+  std::filesystem::create_directory_symlink(machine_.folder(), elsewhere / "images");
+  // Another name of the same folder stands for a mount of the same storage.
+  machine_.write(machine_.disks()[0], "write -P 1 0 1M");
+  points_.backup({"--path", machine_.folder() + "=" + (elsewhere / "images")});
+  points_.check();
+}
+
+TEST_F(Refusal, SecondNbdeltaOnTheSameRepository) {
+  points_.backup();
+  std::ofstream(points_.vm_folder() + "/nbdelta-lock").close();
+  const Outcome outcome =
+      run({"flock", points_.vm_folder() + "/nbdelta-lock", nbdelta_program(), "backup", "--qmp",
+           machine_.qmp(), "--vm", "vm", "--to", points_.repository()});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("another nbdelta is at work here"));
+}
+
+TEST_F(Refusal, FullRepository) {
+  points_.backup();
+  machine_.write(machine_.disks()[0], "write -P 1 0 16M");
+  const TempFolder small;
+  run_ok({"mount", "-t", "tmpfs", "-o", "size=4M", "none", small.path()});
+  run_ok({"cp", "-a", points_.vm_folder() + "/.", small / "vm"});
+  const Command words = nbdelta_command(
+      {"backup", "--qmp", machine_.qmp(), "--vm", "vm", "--to", small.path(), "--quiesce", "no"});
+  expect_refused(words, 1, "the guest runs as before");
+  run_ok({"umount", small.path()});
+  EXPECT_EQ(type_of(points_.backup()), "incremental");
+  points_.check();
+}
+
+TEST_F(Refusal, GuestThatDoesNotRun) {
+  machine_.command("stop");
+  const Outcome outcome = run(points_.command("backup"));
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("the guest does not run (paused)"));
+  machine_.command("cont");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
+TEST_F(Refusal, BaseThatSomebodyElseHoldsAtTheCommit) {
+  points_.backup();
+  machine_.write(machine_.disks()[0], "write -P 1 0 1M");
+  // Our own plugin takes the lock; begin leaves it there.
+  run_ok(points_.command("begin", {"--quiesce", "no"}));
+  const NbdServer other = NbdServer::delta({machine_.image(machine_.disks()[0])});
+  const Outcome end = run(points_.command("end", {"--failure"}));
+  EXPECT_EQ(end.status, 1);
+  EXPECT_THAT(end.err, HasSubstr("Failed to get \"write\" lock"));
+  EXPECT_THAT(end.err, HasSubstr("then run 'nbdelta recover'"));
+  machine_.write(machine_.disks()[0], "write -P 2 512k 1M");
+}
+
+TEST_F(Refusal, CheckStart) {
+  const std::string vda = machine_.image(machine_.disks()[0]);
+  EXPECT_EQ(run(nbdelta_command({"check-start", vda})).status, 0);
+  run_ok(points_.command("begin", {"--quiesce", "no"}));
+  const Outcome outcome = run(nbdelta_command({"check-start", vda}));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("must not be started"));
+  run_ok(points_.command("end", {"--success"}));
+  EXPECT_EQ(run(nbdelta_command({"check-start", vda})).status, 0);
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

@@ -1,0 +1,84 @@
+#pragma once
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <boost/json/parse.hpp>
+#include <boost/json/value.hpp>
+#include <filesystem>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "tests/client/client_run.hpp"
+#include "tests/client/session/machine.hpp"
+#include "tests/support/qemu.hpp"
+
+namespace nbdelta::testing {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::Not;
+
+/// A repository, and copies of what each disk held at each of its restore points.
+class Points {
+ public:
+  explicit Points(Machine& machine) : machine_(&machine), folder_(machine.folder() + "/repo") {}
+
+  const std::string& repository() const { return folder_; }
+  std::string vm_folder() const { return folder_ + "/vm"; }
+
+  /// Options that every session command takes.
+  Command options(const Command& more = {}) const {
+    Command words{"--qmp", machine_->qmp(), "--vm", "vm", "--to", folder_};
+    words.insert(words.end(), more.begin(), more.end());
+    return words;
+  }
+
+  Command command(const std::string& name, const Command& more = {}) const {
+    Command words{name};
+    for (const std::string& word : options(more))
+      words.push_back(word);
+    return nbdelta_command(words);
+  }
+
+  /// A backup that must succeed; its JSON. Remembers what the disks hold.
+  boost::json::value backup(const Command& more = {}) {
+    Command words = command("backup", {"--json", "--quiesce", "no"});
+    words.insert(words.end(), more.begin(), more.end());
+    boost::json::value result = boost::json::parse(run_ok(words));
+    remember(std::string(result.at("point").as_string()));
+    return result;
+  }
+
+  /// The disks hold what restore point `point` must show.
+  void remember(const std::string& point) {
+    for (const MachineDisk& disk : machine_->disks()) {
+      const std::string copy = machine_->folder() + "/" + disk.name + "-" + point;
+      run_ok({"cp", "--sparse=always", machine_->model(disk), copy});
+      expected_[point][disk.name] = copy;
+    }
+  }
+
+  /// Every restore point equals what was remembered; the chain is sound.
+  void check() const {
+    for (const auto& [point, disks] : expected_) {
+      for (const auto& [name, copy] : disks) {
+        const std::string file = vm_folder() + "/" + point + "/" + name + ".qcow2";
+        EXPECT_EQ(difference(file, "qcow2", copy, "raw"), "") << file;
+        EXPECT_EQ(check_complaints(file), "") << file;
+      }
+    }
+  }
+
+ private:
+  Machine* machine_;
+  std::string folder_;
+  std::map<std::string, std::map<std::string, std::string>> expected_;
+};
+
+inline std::string type_of(const boost::json::value& manifest, std::size_t disk = 0) {
+  return std::string(manifest.at("disks").at(disk).at("type").as_string());
+}
+
+}  // namespace nbdelta::testing
