@@ -171,8 +171,8 @@ class Conversation : public ::testing::Test {
     }
   }
 
-  asio::io_context loop_;
   VirtualClock clock_;
+  asio::io_context loop_;  // its coroutines end before the clock
 
  private:
   int running_ = 0;

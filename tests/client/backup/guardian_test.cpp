@@ -1,1 +1,650 @@
+// However the agent, the session and the channels behave: the guest is thawed, or somebody is told.
+
+#include "client/backup/guardian.hpp"
+
 #include <gtest/gtest.h>
+
+#include <boost/json/parse.hpp>
+#include <string>
+
+#include "client/qmp/client.hpp"
+#include "tests/client/backup/scripted_agent.hpp"
+
+namespace nbdelta::client::backup {
+namespace {
+
+using namespace std::chrono_literals;
+using Names = std::vector<std::string>;
+
+constexpr const char* kSync = "guest-sync-delimited";
+constexpr const char* kInfo = "guest-info";
+constexpr const char* kStatus = "guest-fsfreeze-status";
+constexpr const char* kFreeze = "guest-fsfreeze-freeze";
+constexpr const char* kThaw = "guest-fsfreeze-thaw";
+
+class GuardianTest : public Conversation {
+ protected:
+  GuardianTest()
+      : agent_(
+            clock_, [this](const std::string& name) { return connection(name); },
+            [this](std::function<asio::awaitable<void>()> talk) {
+              spawn_server(std::move(talk));
+            }) {}
+
+  /// Runs a guardian beside `session`, whose end of the channel closes when it returns.
+  void run_with(std::function<asio::awaitable<void>()> session) {
+    Ends ends = connection("the guardian");
+    session_ = std::make_unique<qmp::Client>(std::move(ends.first), clock_);
+    auto guardians_end = std::make_shared<std::unique_ptr<qmp::Channel>>(std::move(ends.second));
+    spawn([this, guardians_end]() -> asio::awaitable<void> {
+      Guardian guardian(agent_.connect(), std::move(*guardians_end), clock_, 1000);
+      try {
+        co_await guardian.run();
+      } catch (const Error& error) {
+        guardian_error_ = error.what();
+      }
+      ended_at_ = clock_.now();
+    });
+    spawn([this, session]() -> asio::awaitable<void> {
+      co_await session();
+      session_.reset();
+      session_ended_at_ = clock_.now();
+    });
+    run();
+  }
+
+  asio::awaitable<guardian::Prepared> prepare(bool presync = false) {
+    return session_->call(guardian::Prepare{.presync = presync}, 60s);
+  }
+  asio::awaitable<guardian::Frozen> freeze(Clock::Duration deadline = 10s) {
+    const auto ms = std::chrono::duration_cast<std::chrono::milliseconds>(deadline);
+    return session_->call(guardian::Freeze{.mountpoints = std::nullopt, .deadline_ms = ms.count()},
+                          60s);
+  }
+  asio::awaitable<guardian::Thawed> thaw() { return session_->call(guardian::Thaw{}, 60s); }
+  asio::awaitable<qapi::Nothing> confirm() { return session_->call(guardian::Confirm{}, 60s); }
+
+  /// The message that a call ends with.
+  template <class T>
+  static asio::awaitable<std::string> refusal(asio::awaitable<T> call) {
+    try {
+      co_await std::move(call);
+    } catch (const qapi::CommandError& error) {
+      co_return error.description();
+    }
+    co_return "no error";
+  }
+
+  std::int64_t microseconds(Clock::Time time) const {
+    return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
+  }
+  Clock::Duration frozen_for() const {
+    return agent_.frozen_at && agent_.thawed_at ? *agent_.thawed_at - *agent_.frozen_at
+                                                : Clock::Duration::max();
+  }
+
+  ScriptedAgent agent_;
+  std::unique_ptr<qmp::Client> session_;
+  std::string guardian_error_;
+  Clock::Time ended_at_{};
+  Clock::Time session_ended_at_{};
+};
+
+TEST_F(GuardianTest, FreezesThawsAndConfirms) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == kFreeze)
+      behaviour.busy = 60ms;
+    if (name == kThaw)
+      behaviour.busy = 15ms;
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Prepared prepared = co_await prepare();
+    EXPECT_EQ(prepared.agent_version, "7.2.0");
+    EXPECT_EQ(prepared.presync, "");
+    EXPECT_EQ(agent_.names(), (Names{kSync, kStatus, kInfo}));
+    const Clock::Time sent = clock_.now();
+    const guardian::Frozen frozen = co_await freeze();
+    EXPECT_TRUE(agent_.frozen);
+    EXPECT_EQ(frozen.file_systems, 2);
+    EXPECT_EQ(frozen.sent_us, microseconds(sent));
+    EXPECT_EQ(frozen.answered_us - frozen.sent_us, 60'000);
+    co_await clock_.wait(3ms);
+    const guardian::Thawed thawed = co_await thaw();
+    EXPECT_FALSE(agent_.frozen);
+    EXPECT_EQ(thawed.file_systems, 2);
+    EXPECT_EQ(thawed.sent_us - frozen.answered_us, 3'000);
+    EXPECT_EQ(thawed.answered_us - thawed.sent_us, 15'000);
+    EXPECT_FALSE(thawed.by_deadline);
+    // Nothing but these inside the window.
+    EXPECT_EQ(agent_.names(), (Names{kSync, kStatus, kInfo, kFreeze, kThaw}));
+    co_await confirm();
+    EXPECT_EQ(agent_.names().back(), kStatus);
+  });
+  EXPECT_EQ(guardian_error_, "");
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(agent_.connections, 1);
+}
+
+TEST_F(GuardianTest, CanFreezeAgainAfterAConfirmedThaw) {
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    for (int i = 0; i < 3; ++i) {
+      co_await freeze();
+      const std::string twice = co_await refusal(freeze());
+      EXPECT_IN("has not seen the last thaw", twice);
+      EXPECT_TRUE(agent_.frozen);
+      co_await thaw();
+      const guardian::Thawed again = co_await thaw();  // the same answer
+      EXPECT_EQ(again.file_systems, 2);
+      co_await confirm();
+      co_await confirm();
+      EXPECT_FALSE(agent_.frozen);
+    }
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, FreezesSomeFileSystemsAlone) {
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::vector<std::string> mountpoints{"/", "/home"};
+    const guardian::Freeze command{.mountpoints = mountpoints, .deadline_ms = 10'000};
+    co_await session_->call(command);
+    EXPECT_EQ(agent_.names().back(), "guest-fsfreeze-freeze-list");
+    co_await thaw();
+    co_await confirm();
+  });
+  EXPECT_FALSE(agent_.frozen);
+}
+
+TEST_F(GuardianTest, AFreezeThatTakesLongIsWaitedForUntilTheDeadline) {
+  agent_.script = [](const std::string& name, int) {
+    return Behaviour{.busy = name == kFreeze ? 7s : 0s};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const guardian::Frozen frozen = co_await freeze();
+    EXPECT_EQ(frozen.answered_us - frozen.sent_us, 7'000'000);
+    EXPECT_TRUE(agent_.frozen);
+    const guardian::Thawed thawed = co_await thaw();
+    EXPECT_FALSE(thawed.by_deadline);
+    co_await confirm();
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, TheDeadlineCountsFromTheFreezesDeparture) {
+  agent_.script = [](const std::string& name, int) {
+    return Behaviour{.busy = name == kFreeze ? 7s : 0s};
+  };
+  Clock::Time sent;
+  run_with([&]() -> asio::awaitable<void> {
+    co_await prepare();
+    sent = clock_.now();
+    co_await freeze();
+    co_await clock_.wait(20s);  // a session that hangs
+    EXPECT_FALSE(agent_.frozen);
+    const guardian::Thawed thawed = co_await thaw();
+    EXPECT_TRUE(thawed.by_deadline);
+    EXPECT_EQ(thawed.file_systems, 2);
+    EXPECT_EQ(thawed.sent_us - microseconds(sent), 10'000'000);
+    EXPECT_GE(thawed.answered_us, thawed.sent_us);
+    co_await confirm();
+  });
+  EXPECT_EQ(*agent_.thawed_at - sent, 10s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AFreezeThatIsNeverAnsweredIsThawedAtTheDeadline) {
+  agent_.script = [](const std::string& name, int) { return Behaviour{.silent = name == kFreeze}; };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("was not answered in time", error);
+    EXPECT_IN("the guest was thawed at once", error);
+    EXPECT_FALSE(agent_.frozen);
+    const guardian::Thawed thawed = co_await thaw();
+    EXPECT_TRUE(thawed.by_deadline);
+    co_await confirm();
+  });
+  EXPECT_EQ(frozen_for(), 10s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+/// The agent is stuck in the freeze for longer than the deadline: the thaw waits in the channel,
+/// and is the first thing that it does then.
+TEST_F(GuardianTest, AFreezeThatIsAnsweredAfterTheDeadlineIsThawedAtOnce) {
+  agent_.script = [](const std::string& name, int) {
+    return Behaviour{.busy = name == kFreeze ? 15s : 0s};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("a thaw was sent and is not confirmed yet", error);
+    co_await confirm();
+    EXPECT_FALSE(agent_.frozen);
+  });
+  EXPECT_EQ(frozen_for(), 0s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AnErrorAfterFreezingIsThawed) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == kFreeze)
+      behaviour.error = "failed to freeze /home";
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("failed to freeze /home", error);
+    EXPECT_IN("the guest was thawed at once", error);
+    EXPECT_FALSE(agent_.frozen);
+    co_await thaw();
+    co_await confirm();
+  });
+  EXPECT_EQ(frozen_for(), 0s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AnAnswerThatMakesNoSenseIsThawed) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == kFreeze)
+      behaviour.value = "many";
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("is not a number", error);
+    EXPECT_FALSE(agent_.frozen);
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, ASessionThatDiesWhileTheGuestIsFrozenIsThawedAndConfirmed) {
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+    co_await clock_.wait(2s);
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(frozen_for(), 2s);
+  EXPECT_EQ(agent_.names().back(), kStatus);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, ASessionThatDiesDuringTheFreezeIsThawedWhenTheFreezeIsAnswered) {
+  agent_.script = [](const std::string& name, int) {
+    return Behaviour{.busy = name == kFreeze ? 3s : 0s};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    asio::awaitable<guardian::Frozen> call = freeze();
+    try {
+      co_await before(clock_, clock_.now() + 1s, std::move(call), "killed");
+    } catch (const TimedOut&) {
+    }
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(frozen_for(), 0s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, ASessionThatDiesAfterAThawWithoutAnAnswerIsThawedAgain) {
+  agent_.script = [](const std::string& name, int count) {
+    return Behaviour{.ignored = name == kThaw && count < 3};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+    asio::awaitable<guardian::Thawed> call = thaw();
+    try {
+      co_await before(clock_, clock_.now() + 1s, std::move(call), "killed");
+    } catch (const TimedOut&) {
+    }
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(agent_.count(kThaw), 4);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, ASessionThatNeverFroze) {
+  run_with([this]() -> asio::awaitable<void> { co_await prepare(); });
+  EXPECT_EQ(agent_.count(kThaw), 0);
+  EXPECT_EQ(guardian_error_, "");
+  EXPECT_EQ(ended_at_, session_ended_at_);
+}
+
+TEST_F(GuardianTest, AnAgentWhoseChannelDiesAndComesBackIsThawed) {
+  for (const char* dies_at : {kFreeze, kThaw, kStatus}) {
+    agent_.frozen = false;
+    agent_.seen.clear();
+    agent_.connections = 0;
+    bool armed = false;
+    bool died = false;
+    agent_.script = [&](const std::string& name, int) {
+      const bool lost = armed && !died && name == dies_at;
+      died = died || lost;
+      return Behaviour{.lost = lost};
+    };
+    run_with([&]() -> asio::awaitable<void> {
+      co_await prepare();
+      armed = true;
+      try {
+        co_await freeze();
+        co_await thaw();
+      } catch (const qapi::CommandError&) {
+      }
+      co_await confirm();
+      EXPECT_FALSE(agent_.frozen) << dies_at;
+    });
+    EXPECT_TRUE(died) << dies_at;
+    EXPECT_EQ(agent_.connections, 2) << dies_at;
+    EXPECT_EQ(guardian_error_, "") << dies_at;
+  }
+}
+
+TEST_F(GuardianTest, AChannelThatDiesAfterTheSessionIsReopened) {
+  agent_.script = [](const std::string& name, int count) {
+    return Behaviour{.lost = name == kSync && count == 1};  // the one with the last thaw
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(agent_.connections, 2);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AnAgentThatComesBackLateIsThawedWhileTheSessionLives) {
+  std::optional<Clock::Time> back;
+  agent_.reachable = [&] { return !back || clock_.now() >= *back; };
+  agent_.script = [](const std::string& name, int count) {
+    return Behaviour{.ignored = name == kThaw, .lost = name == kFreeze && count == 0};
+  };
+  run_with([&]() -> asio::awaitable<void> {
+    co_await prepare();
+    back = clock_.now() + 60s;
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("not confirmed yet", error);
+    EXPECT_TRUE(agent_.frozen);
+    agent_.script = [](const std::string&, int) { return Behaviour{}; };
+    const std::string first = co_await refusal(confirm());
+    EXPECT_IN("the guest may still be frozen", first);
+    EXPECT_IN("Connection refused", first);
+    EXPECT_IN("goes on trying", first);
+    co_await clock_.wait(60s);
+    EXPECT_FALSE(agent_.frozen);  // nobody asked
+    co_await confirm();
+  });
+  EXPECT_EQ(guardian_error_, "");
+  EXPECT_LE(*agent_.thawed_at, *back + 5s);
+}
+
+TEST_F(GuardianTest, AGuestThatStaysFrozenIsThawedAgainAndAgain) {
+  agent_.script = [](const std::string& name, int count) {
+    Behaviour behaviour;
+    if (name == kStatus && count > 0 && count < 6)
+      behaviour.value = "frozen";
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+    co_await thaw();
+    co_await confirm();
+    EXPECT_EQ(agent_.count(kStatus), 7);
+    EXPECT_GE(agent_.count(kThaw), 5);
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AGuestThatStaysFrozenForLongerThanConfirmWaitsIsReportedAndStillThawed) {
+  agent_.script = [this](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == kStatus && agent_.frozen_at && clock_.now() < *agent_.frozen_at + 90s)
+      behaviour.value = "frozen";
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+    co_await thaw();
+    const std::string error = co_await refusal(confirm());
+    EXPECT_IN("guest-fsfreeze-status says 'frozen'", error);
+  });
+  EXPECT_GE(ended_at_, *agent_.frozen_at + 90s);
+  EXPECT_LE(ended_at_, *agent_.frozen_at + 95s);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AnAgentThatHangsForLongIsThawedInTheEnd) {
+  agent_.script = [](const std::string& name, int count) {
+    return Behaviour{.busy = name == kThaw && count == 0 ? 5min : 0s};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    co_await freeze();
+    const std::string error = co_await refusal(thaw());
+    EXPECT_IN("guest-fsfreeze-thaw was not answered in time", error);
+    const std::string still = co_await refusal(confirm());
+    EXPECT_IN("the guest may still be frozen", still);
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(agent_.connections, 1);  // a new one would not be answered either
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AnAgentThatIsGoneForGoodIsSaidToBe) {
+  bool gone = false;
+  agent_.reachable = [&] { return !gone; };
+  agent_.script = [&](const std::string& name, int) {
+    if (name == kFreeze)
+      gone = true;
+    return Behaviour{.lost = name == kFreeze};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    co_await prepare();
+    const std::string error = co_await refusal(freeze());
+    EXPECT_IN("not confirmed yet", error);
+  });
+  EXPECT_IN("the guest may be frozen", guardian_error_);
+  EXPECT_IN("its agent's channel is gone", guardian_error_);
+  EXPECT_IN("Connection refused", guardian_error_);
+  EXPECT_LE(ended_at_, session_ended_at_ + 10s);
+}
+
+TEST_F(GuardianTest, PresyncIsDone) {
+  agent_.script = [](const std::string& name, int count) {
+    Behaviour behaviour;
+    if (name == "guest-exec-status" && count < 9)
+      behaviour.value = qapi::json::value{{"exited", false}};
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Prepared prepared = co_await prepare(true);
+    EXPECT_EQ(prepared.presync, "done");
+    EXPECT_EQ(agent_.count("guest-exec-status"), 10);
+    co_await freeze();
+    co_await thaw();
+    co_await confirm();
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, PresyncThatIsRefusedIsNoReasonToFail) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == "guest-exec")
+      behaviour.error = "Command guest-exec has been disabled";
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Prepared prepared = co_await prepare(true);
+    EXPECT_EQ(prepared.presync, "refused: Command guest-exec has been disabled");
+    const guardian::Frozen frozen = co_await freeze();
+    EXPECT_EQ(frozen.file_systems, 2);
+    co_await thaw();
+    co_await confirm();
+  });
+}
+
+TEST_F(GuardianTest, PresyncThatFailsInTheGuestIsNoReasonToFail) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == "guest-exec-status")
+      behaviour.value = qapi::json::value{{"exited", true}, {"exitcode", 127}};
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Prepared prepared = co_await prepare(true);
+    EXPECT_EQ(prepared.presync, "failed in the guest");
+  });
+}
+
+TEST_F(GuardianTest, PresyncThatIsSlowIsGivenUpAfterHalfAMinute) {
+  agent_.script = [](const std::string& name, int) {
+    Behaviour behaviour;
+    if (name == "guest-exec-status")
+      behaviour.value = qapi::json::value{{"exited", false}};
+    return behaviour;
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const Clock::Time start = clock_.now();
+    const guardian::Prepared prepared = co_await prepare(true);
+    EXPECT_IN("not finished in time", prepared.presync);
+    EXPECT_EQ(clock_.now() - start, 30s);
+    const guardian::Frozen frozen = co_await freeze();
+    EXPECT_EQ(frozen.file_systems, 2);
+    co_await thaw();
+    co_await confirm();
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, PresyncThatIsNotAnsweredDoesNotPutTheFreezeOutOfStep) {
+  agent_.script = [](const std::string& name, int) {
+    return Behaviour{.busy = name == "guest-exec" ? 32s : 0s};
+  };
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Prepared prepared = co_await prepare(true);
+    EXPECT_IN("guest-exec was not answered in time", prepared.presync);
+    const guardian::Frozen frozen = co_await freeze();  // not guest-exec's answer
+    EXPECT_EQ(frozen.file_systems, 2);
+    EXPECT_TRUE(agent_.frozen);
+    co_await thaw();
+    co_await confirm();
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, AGuestThatSomebodyElseHasFrozenIsLeftAlone) {
+  agent_.frozen = true;
+  run_with([this]() -> asio::awaitable<void> {
+    const std::string error = co_await refusal(prepare());
+    EXPECT_IN("frozen already", error);
+    EXPECT_IN("nbdelta recover", error);
+  });
+  EXPECT_TRUE(agent_.frozen);
+  EXPECT_EQ(agent_.count(kThaw), 0);
+  EXPECT_EQ(agent_.count(kFreeze), 0);
+}
+
+TEST_F(GuardianTest, AThawWithoutAFreezeReleasesWhatASessionHasLeft) {
+  agent_.frozen = true;
+  run_with([this]() -> asio::awaitable<void> {
+    const guardian::Thawed thawed = co_await thaw();
+    EXPECT_EQ(thawed.file_systems, 2);
+    EXPECT_FALSE(thawed.by_deadline);
+    EXPECT_NE(thawed.sent_us, 0);
+    co_await confirm();
+  });
+  EXPECT_FALSE(agent_.frozen);
+  EXPECT_EQ(guardian_error_, "");
+}
+
+struct Unfit {
+  const char* name;
+  std::function<Behaviour(const std::string&)> behave;
+  const char* message;
+};
+
+TEST_F(GuardianTest, PrepareRefusesAnAgentThatCannotFreeze) {
+  const Unfit kRows[] = {
+      {"silent", [](const std::string&) { return Behaviour{.ignored = true}; },
+       "does not answer guest-sync-delimited"},
+      {"closes", [](const std::string&) { return Behaviour{.lost = true}; },
+       "the other end has closed"},
+      {"no_fsfreeze",
+       [](const std::string& name) {
+         Behaviour behaviour;
+         if (name == kStatus)
+           behaviour.error = "The command guest-fsfreeze-status has not been found";
+         return behaviour;
+       },
+       "has not been found"},
+      {"freeze_disabled",
+       [](const std::string& name) {
+         Behaviour behaviour;
+         if (name == kInfo)
+           behaviour.value = boost::json::parse(
+               "{\"version\": \"1\", \"supported_commands\": [{\"name\": "
+               "\"guest-fsfreeze-freeze\", \"enabled\": false}]}");
+         return behaviour;
+       },
+       "does not allow guest-fsfreeze-freeze"},
+  };
+  for (const Unfit& row : kRows) {
+    agent_.script = [&](const std::string& name, int) { return row.behave(name); };
+    const Clock::Time start = clock_.now();
+    run_with([&]() -> asio::awaitable<void> {
+      const std::string error = co_await refusal(prepare());
+      EXPECT_IN(row.message, error);
+    });
+    EXPECT_LE(clock_.now() - start, 5s) << row.name;
+    EXPECT_EQ(agent_.count(kFreeze) + agent_.count(kThaw), 0) << row.name;
+    EXPECT_EQ(guardian_error_, "") << row.name;
+  }
+}
+
+TEST_F(GuardianTest, PrepareRefusesAnAgentThatIsNotThere) {
+  agent_.reachable = [] { return false; };
+  run_with([this]() -> asio::awaitable<void> {
+    const std::string error = co_await refusal(prepare());
+    EXPECT_IN("Connection refused", error);
+    const std::string freeze_error = co_await refusal(freeze());
+    EXPECT_IN("was not asked to prepare", freeze_error);
+  });
+  EXPECT_EQ(guardian_error_, "");
+}
+
+TEST_F(GuardianTest, WhatItDoesNotKnowIsAnErrorAndNothingElse) {
+  Ends ends = connection("the guardian");
+  Peer session(std::move(ends.first));
+  auto guardians_end = std::make_shared<std::unique_ptr<qmp::Channel>>(std::move(ends.second));
+  spawn([this, guardians_end]() -> asio::awaitable<void> {
+    Guardian guardian(agent_.connect(), std::move(*guardians_end), clock_, 1000);
+    co_await guardian.run();
+  });
+  spawn([&]() -> asio::awaitable<void> {
+    for (const char* line :
+         {"nonsense", "{\"execute\": \"quit\", \"id\": 1}", "[]",
+          "{\"execute\": \"freeze\", \"id\": 1}", "{\"execute\": \"prepare\"}"}) {
+      co_await session.send(std::string(line) + "\n");
+      const std::string answer = co_await session.line();
+      EXPECT_IN("\"error\"", answer);
+    }
+    Peer closed(std::move(session));
+  });
+  run();
+  EXPECT_TRUE(agent_.seen.empty());
+}
+
+}  // namespace
+}  // namespace nbdelta::client::backup
