@@ -85,6 +85,7 @@ TEST_P(PlanOfOneDisk, IsAsExpected) {
   const Row& row = GetParam();
   Situation situation = usual();
   Options options;
+  options.qmp = "/run/vm.qmp";
   row.change(situation, options);
   const Plan plan = make_plan(situation, options);
   ASSERT_EQ(plan.disks.size(), 1U);
@@ -105,6 +106,7 @@ TEST_P(PlanOfOneDisk, RequireIncrementalRefusesEveryFull) {
   const Row& row = GetParam();
   Situation situation = usual();
   Options options;
+  options.qmp = "/run/vm.qmp";
   row.change(situation, options);
   options.require_incremental = true;
   if (row.map != MapSource::none) {
