@@ -115,7 +115,9 @@ backup::Options GuestOptions::interpret() const {
       {"require", backup::Quiesce::require},
       {"no", backup::Quiesce::no}};
   backup::Options options;
-  options.qmp = qmp;
+  const bool is_path = qmp.find('/') != std::string::npos || qmp.find(':') == std::string::npos;
+  options.qmp =
+      is_path && !qmp.empty() ? std::filesystem::absolute(qmp).lexically_normal().string() : qmp;
   if (!agent.empty())
     options.agent = agent;
   options.vm = vm;

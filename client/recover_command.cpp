@@ -33,13 +33,17 @@ void append(backup::Settled& to, backup::Settled&& from) {
 /// The session is over when none of its overlays is left.
 void drop_finished_journal(backup::Files& files, const std::string& folder,
                            const backup::Journal& journal, backup::Settled& settled) {
-  for (const backup::JournalDisk& disk : journal.disks)
+  for (const backup::JournalDisk& disk : journal.disks) {
+    if (journal.phase == backup::phase::kPrepare)  // never in use, and perhaps half made
+      backup::remove_overlay(files, disk.overlay_local, disk.base_local);
     if (files.exists(disk.overlay_local)) {
       settled.problems.push_back(
           fmt::format("{}: its overlay {} is still there: name its image ({}) after --offline too",
                       disk.name, disk.overlay_local, disk.base_local));
       return;
     }
+  }
+  files.remove(backup::map_socket(journal));
   files.remove(backup::journal_path(folder));
   settled.done.push_back(fmt::format("closed the session {} of {}", journal.number, folder));
 }
@@ -91,6 +95,7 @@ int run_check_start_command(const std::vector<std::string>& images) {
   const auto files = backup::real_files();
   int status = kDone;
   for (const std::string& image : images) {
+    files->check_readable(image);
     const std::vector<std::string> overlays = backup::overlays_over(*files, image);
     if (overlays.empty())
       continue;

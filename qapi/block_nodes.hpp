@@ -14,7 +14,7 @@ namespace nbdelta::qapi {
 
 /// "BlockDirtyInfo".
 struct BitmapInfo {
-  std::string name;
+  std::string name;               // empty: of a job that runs
   std::uint64_t count = 0;        // bytes that are dirty
   std::uint64_t granularity = 0;  // bytes
   bool recording = false;
@@ -23,7 +23,12 @@ struct BitmapInfo {
   std::optional<bool> inconsistent;
   template <class Visitor>
   void fields(Visitor& visit) {
-    visit("name", name);
+    std::optional<std::string> given;
+    if (!name.empty())
+      given = name;
+    visit("name", given);
+    if (given.value_or("") != name)  // reading
+      name = *given;
     visit("count", count);
     visit("granularity", granularity);
     visit("recording", recording);
@@ -76,6 +81,7 @@ struct NodeInfo {
   std::uint64_t write_threshold = 0;  // bytes; 0: none
   ImageInfo image;
   std::optional<Cache> cache;
+  std::optional<std::string> detect_zeroes;
   std::optional<std::vector<BitmapInfo>> bitmaps;
   template <class Visitor>
   void fields(Visitor& visit) {
@@ -87,6 +93,7 @@ struct NodeInfo {
     visit("write_threshold", write_threshold);
     visit("image", image);
     visit("cache", cache);
+    visit("detect_zeroes", detect_zeroes);
     visit("dirty-bitmaps", bitmaps);
   }
 };

@@ -42,6 +42,7 @@ std::optional<std::string> Framer::next() {
     start_ = searched_ = end + 1;
     while (!line.empty() && (line.back() == '\r' || line.back() == ' '))
       line.pop_back();
+    line.erase(0, line.rfind(kDelimiter) + 1);  // what stands before it was never finished
     if (!line.empty())
       return line;
   }

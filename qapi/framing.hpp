@@ -18,7 +18,8 @@ inline constexpr char kDelimiter = '\xff';
 ///
 /// Invariants
 /// 1. What is buffered is at most `longest_line` plus what one feed() brought.
-/// 2. While skipping, nothing before the next delimiter is returned.
+/// 2. While skipping, nothing before the next delimiter is returned; and never a part of a line
+///    that one stands in, but for what follows it.
 class Framer {
  public:
   /// QEMU limits what it takes to 64 MiB; no answer that we ask for is near that.

@@ -32,6 +32,17 @@ struct BlockdevAdd {
   }
 };
 
+/// Options that are left out get their defaults.
+struct BlockdevReopen {
+  static constexpr std::string_view kName = "blockdev-reopen";
+  using Result = Nothing;
+  std::vector<json::object> options;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("options", options);
+  }
+};
+
 struct BlockdevDel {
   static constexpr std::string_view kName = "blockdev-del";
   using Result = Nothing;

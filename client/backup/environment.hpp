@@ -5,6 +5,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <stop_token>
 #include <string>
 #include <string_view>
@@ -50,8 +51,6 @@ class Files {
   virtual std::optional<std::string> read_text(const std::string& path) = 0;
   /// Replaces the file as a whole; durable on return.
   virtual void write_text(const std::string& path, const std::string& text) = 0;
-  /// Replaces a symbolic link likewise.
-  virtual void write_link(const std::string& path, const std::string& to) = 0;
   /// Names in a folder; none where it does not exist.
   virtual std::vector<std::string> list(const std::string& folder) = 0;
   virtual void make_folder(const std::string& path) = 0;
@@ -83,6 +82,7 @@ enum class Lifetime : std::uint8_t {
 
 /// One base image, served by our nbdkit plugin.
 struct ServeRequest {
+  std::string name;  // begins with "nbdelta-": the process is found by it
   std::string image;
   image::Format format = image::Format::qcow2;
   std::vector<std::string> backing;  // folders, see the plugin's backing=
@@ -96,7 +96,6 @@ struct ServeRequest {
 class Server {
  public:
   virtual ~Server() = default;
-  virtual std::int64_t process_id() const = 0;
   virtual bool running() = 0;
   /// Of an export, as NBD clients take it.
   virtual std::string uri(std::string_view export_name) const = 0;
@@ -134,8 +133,9 @@ class Environment {
   virtual std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) = 0;
   /// Returns when the plugin takes connections. Throws Error with what it said.
   virtual asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) = 0;
-  /// Ends a plugin that an earlier process has started; nothing where it does not run any more.
-  virtual void end_server(std::int64_t process_id) = 0;
+  /// Ends the plugins of earlier sessions that still serve one of these images (and hold its
+  /// locks); returns how many when they have ended.
+  virtual unsigned end_servers(const std::set<std::string>& images) = 0;
   /// The target is complete and synced on return; it is gone where this throws.
   virtual asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) = 0;
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is

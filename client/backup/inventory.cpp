@@ -33,6 +33,15 @@ const NodeInfo* find_node(const std::vector<NodeInfo>& nodes, const ImageInfo& i
   return found == nodes.end() ? nullptr : &*found;
 }
 
+/// The protocol node below it.
+std::string find_file_node(const std::vector<NodeInfo>& nodes, const ImageInfo& image) {
+  for (const NodeInfo& node : nodes)
+    if (node.node_name && (node.driver == "file" || node.driver == "host_device") &&
+        node.image.filename == image.filename)
+      return *node.node_name;
+  return {};
+}
+
 /// "/machine/peripheral/vda/virtio-backend" -> "vda"; "vda" stays; nothing for a device without id.
 std::string qdev_id(std::string_view qdev) {
   constexpr std::string_view kNamed = "/machine/peripheral/";
@@ -77,7 +86,11 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
     return fmt::format("QEMU does not say which node has {} open", image.filename);
   if (image.filename.starts_with("json:") || image.filename.find("://") != std::string::npos)
     return fmt::format("it is no local file or block device ({})", image.filename);
+  if (!image.filename.starts_with('/'))
+    return fmt::format("QEMU knows its image by a relative path ({}): give QEMU an absolute one",
+                       image.filename);
   disk.base_node = *node->node_name;
+  disk.detect_zeroes = node->detect_zeroes.value_or("off");
   disk.base_path = image.filename;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
   disk.base_read_only = node->read_only;
@@ -123,12 +136,16 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
       const NodeInfo* node = std::exchange(on_top, false) ? &top : find_node(nodes, image);
       const auto session = session_of(base_name(local));
       if (session && image.format == "qcow2" && image.backing_filename) {
-        if (node != nullptr)
+        if (node == nullptr)
+          reason = fmt::format("QEMU does not say which node has {} open", image.filename);
+        else
           disk.overlays.push_back({*node->node_name, image.filename, local, *session});
         continue;
       }
       disk.base_local = local;
-      reason = take_base(disk, image, node);
+      disk.base_file_node = find_file_node(nodes, image);
+      if (reason.empty())
+        reason = take_base(disk, image, node);
     }
     if (disk.base_node.empty() && reason.empty())
       reason = "what is below our overlay is not open";

@@ -31,6 +31,8 @@ struct GuestDisk {
   std::uint64_t size = 0;  // bytes
   std::vector<StackedOverlay> overlays;
   std::string base_node;
+  std::string base_file_node;  // its protocol node
+  std::string detect_zeroes = "off";
   std::string base_path;   // QEMU's
   std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;

@@ -66,7 +66,6 @@ struct Journal {
   std::string tracking;
   std::string point;  // the restore point's folder
   std::vector<JournalDisk> disks;
-  std::vector<std::int64_t> servers;             // process ids of our plugins
   bool nbd_server = false;                       // QEMU's was started for us
   std::optional<repository::Manifest> manifest;  // of an external session, until it ends
   template <class Visitor>
@@ -83,12 +82,17 @@ struct Journal {
     visit("tracking", tracking);
     visit("point", point);
     visit("disks", disks);
-    visit("servers", servers);
     visit("nbd-server", nbd_server);
     visit("manifest", manifest);
   }
 
   SessionId id() const { return {chain, number}; }
 };
+
+/// Where QEMU serves its bitmaps to our plugin: a Unix socket beside QMP's, since QEMU can make one
+/// there and we can reach it.
+inline std::string map_socket(const Journal& journal) {
+  return folder_of(journal.qmp) + "/" + bitmap_name(journal.id()) + ".sock";
+}
 
 }  // namespace nbdelta::client::backup

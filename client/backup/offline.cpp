@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <set>
 
 #include "client/backup/names.hpp"
 #include "client/backup/overlay_files.hpp"
@@ -45,6 +46,9 @@ Settled recover_offline(Environment& environment, const std::string& image,
   files.check_readable(base);
   Settled settled;
   std::vector<std::string> overlays = overlays_over(files, base);
+  std::set<std::string> images(overlays.begin(), overlays.end());
+  images.insert(base);
+  environment.end_servers(images);
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
     const std::string& below = overlays.size() > 1 ? overlays[overlays.size() - 2] : base;

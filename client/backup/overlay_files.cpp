@@ -10,9 +10,16 @@ namespace nbdelta::client::backup {
 namespace {
 
 constexpr std::string_view kPointer = ".at";
+constexpr std::size_t kMostOverlays = 256;
+constexpr std::string_view kCurrent = "nbdelta-current-";
 
 std::string pointer_path(const std::string& overlay, const std::string& base) {
   return fmt::format("{}/{}{}", folder_of(base), base_name(overlay), kPointer);
+}
+
+std::string first_line(Files& files, const std::string& path) {
+  const std::string text = files.read_text(path).value_or("");
+  return text.substr(0, text.find('\n'));
 }
 
 /// Every overlay that the folder of an image holds or points to.
@@ -24,14 +31,23 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
     if (name.ends_with(".qcow2")) {
       found.insert(files.canonical(folder + "/" + name));
     } else if (name.ends_with(kPointer)) {
-      std::string target = files.read_text(folder + "/" + name).value_or("");
-      while (target.ends_with('\n'))
-        target.pop_back();
-      if (!target.empty() && files.exists(target))
-        found.insert(files.canonical(target));
+      const std::string target = first_line(files, folder + "/" + name);
+      if (!files.exists(target))
+        fail(ENOENT,
+             "{}/{} points to the overlay '{}', which is not there: is its storage mounted?",
+             folder, name, target);
+      found.insert(files.canonical(target));
     }
   }
   return found;
+}
+
+/// Also where the overlay calls the image by a path of another machine.
+bool lies_over(Files& files, const std::string& overlay, const std::string& image) {
+  const auto backing = files.backing_of(overlay);
+  if (!backing)
+    return false;
+  return *backing == image || (!files.exists(*backing) && base_name(*backing) == base_name(image));
 }
 
 }  // namespace
@@ -39,14 +55,13 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format) {
-  const bool elsewhere = files.canonical(folder_of(overlay)) != folder_of(base);
-  if (elsewhere)
-    files.write_text(pointer_path(overlay, base), overlay + "\n");
+  files.create_overlay(overlay, disk_size, backing, backing_format);
+  if (files.canonical(folder_of(overlay)) == folder_of(base))
+    return;
   try {
-    files.create_overlay(overlay, disk_size, backing, backing_format);
+    files.write_text(pointer_path(overlay, base), overlay + "\n");
   } catch (const Error&) {
-    if (elsewhere)
-      files.remove(pointer_path(overlay, base));
+    files.remove(overlay);
     throw;
   }
 }
@@ -55,12 +70,13 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   const bool was_there = files.exists(overlay);
   const std::string folder = folder_of(overlay);
   for (const std::string& name : files.list(folder))
-    if (name.starts_with(std::string(kPrefix) + "current-") &&
-        files.canonical(folder + "/" + name) == overlay)
+    if (name.starts_with(kCurrent) &&
+        base_name(first_line(files, folder + "/" + name)) == base_name(overlay))
       files.remove(folder + "/" + name);
-  files.remove(overlay);
+  // In this order a pointer never points to nothing.
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
+  files.remove(overlay);
   return was_there;
 }
 
@@ -69,10 +85,10 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image) {
   std::set<std::string> left = candidates(files, folder_of(start));
   std::vector<std::string> chain;
   std::string below = start;
-  while (true) {
+  while (chain.size() < kMostOverlays) {
     std::vector<std::string> above;
     for (const std::string& candidate : left)
-      if (files.backing_of(candidate) == below)
+      if (lies_over(files, candidate, below))
         above.push_back(candidate);
     if (above.empty())
       return chain;
@@ -84,10 +100,15 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image) {
     if (folder_of(below) != folder_of(start))
       left.merge(candidates(files, folder_of(below)));
   }
+  fail(ELOOP, "{}: more than {} overlays lie over it", start, kMostOverlays);
 }
 
-std::string current_link(const std::string& overlay, const std::string& disk_name) {
-  return fmt::format("{}/{}current-{}.qcow2", folder_of(overlay), kPrefix, file_safe(disk_name));
+void write_current(Files& files, const std::string& overlay, const std::string& qemu_path,
+                   const std::string& disk_name) {
+  const std::string path =
+      fmt::format("{}/{}{}", folder_of(overlay), kCurrent, file_safe(disk_name));
+  if (first_line(files, path) != qemu_path)
+    files.write_text(path, qemu_path + "\n");
 }
 
 }  // namespace nbdelta::client::backup

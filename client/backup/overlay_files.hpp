@@ -24,7 +24,10 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
 /// Error (EEXIST) where two lie over the same.
 std::vector<std::string> overlays_over(Files& files, const std::string& image);
 
-/// `nbdelta-current-DISK.qcow2`, which leads to the overlay that a guest must be started with.
-std::string current_link(const std::string& overlay, const std::string& disk_name);
+/// `nbdelta-current-DISK`, beside the overlays of a disk that always runs on one: a line with
+/// QEMU's path of the overlay that the guest must be started with. No symbolic link: QEMU opens
+/// images again by the name that it was given, and would come upon another one.
+void write_current(Files& files, const std::string& overlay, const std::string& qemu_path,
+                   const std::string& disk_name);
 
 }  // namespace nbdelta::client::backup

@@ -45,7 +45,7 @@ const qapi::BitmapInfo* find_bitmap(const GuestDisk& disk, const std::string& na
 }
 
 /// Uses the last restore point's bitmap; says why it cannot be used, or nothing.
-std::string use_bitmap(DiskPlan& plan, const SessionId& last) {
+std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Options& options) {
   const std::string name = bitmap_name(last);
   const qapi::BitmapInfo* bitmap = find_bitmap(plan.disk, name);
   if (bitmap == nullptr)
@@ -60,6 +60,10 @@ std::string use_bitmap(DiskPlan& plan, const SessionId& last) {
     return fmt::format("its bitmap {} is in use by somebody else", name);
   if (!bitmap->recording)
     return fmt::format("its bitmap {} is disabled", name);
+  const bool in_image = plan.disk.overlays.empty() && bitmap->persistent;
+  if (!in_image && !options.qmp.starts_with('/'))
+    return fmt::format("its bitmap {} can be read from QEMU only, and QMP is no Unix socket here",
+                       name);
   plan.bitmap = name;
   if (!plan.disk.overlays.empty())
     plan.map = MapSource::absorbed;
@@ -95,7 +99,7 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
                        format_size(plan.disk.size));
   const SessionId last{latest.chain, latest.number};
   return previous.tracking == repository::kByOverlay ? use_layer(plan, last)
-                                                     : use_bitmap(plan, last);
+                                                     : use_bitmap(plan, last, options);
 }
 
 void check_stack(const GuestDisk& disk, const std::string& chain) {

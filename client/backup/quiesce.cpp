@@ -67,6 +67,8 @@ asio::awaitable<void> Quiescence::freeze(repository::Window& window) {
     window.freeze_answered_us = frozen.answered_us;
     file_systems_ = frozen.file_systems;
     frozen_ = true;
+    if (file_systems_ == 0)
+      failure_ = "the agent has frozen no file system";
   } catch (const Error& error) {
     why = reason(error);
   }
@@ -80,7 +82,8 @@ asio::awaitable<void> Quiescence::thaw(repository::Window& window) {
   try {
     const guardian::Thawed thawed = co_await guardian_->call(guardian::Thaw{});
     window.thaw_sent_us = thawed.sent_us;
-    window.thaw_answered_us = thawed.answered_us;
+    if (thawed.answered_us != 0)
+      window.thaw_answered_us = thawed.answered_us;
     thawed_early_ = thawed.sent_us < window.switch_answered_us;
     if (thawed_early_)
       failure_ = "the guest was thawed at the deadline, before the switch had ended";

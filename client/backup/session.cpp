@@ -160,7 +160,7 @@ asio::awaitable<Plan> Session::make_plan_now() {
   situation.inventory = co_await query_inventory(*qmp_, *environment_, options_->paths);
   situation.latest = points.latest();
   situation.highest_number = points.highest_number();
-  situation.new_chain = chain_name(environment_->random());
+  situation.new_chain = journal_ ? journal_->chain : chain_name(environment_->random());
   if (situation.latest)
     previous_point_ = Repository::folder_name(situation.latest->number, situation.latest->type);
   const std::string folder = points.point_folder(previous_point_);
@@ -174,9 +174,10 @@ asio::awaitable<Forecast> Session::forecast() {
   co_await connect();
   co_await check_guest();
   Forecast forecast;
-  if (const auto journal = read_journal(environment_->files(), options_->folder))
+  journal_ = read_journal(environment_->files(), options_->folder);
+  if (journal_)
     forecast.notes.push_back(fmt::format(
-        "an earlier session ({}) has not ended: it would be put right first", journal->number));
+        "an earlier session ({}) has not ended: it would be put right first", journal_->number));
   forecast.plan = co_await make_plan_now();
   forecast.notes.insert(forecast.notes.end(), warnings_.begin(), warnings_.end());
   co_return forecast;
@@ -297,8 +298,7 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
   }
   // Before the switch: the new overlay on the old one reads the same, but not the other way round.
   if (options_->tracking == Tracking::overlay)
-    files.write_link(current_link(entry.overlay_local, guest.name),
-                     std::string(base_name(entry.overlay_local)));
+    write_current(files, entry.overlay_local, entry.overlay_path, guest.name);
 }
 
 /// What happens at the instant that the restore point shows: for all disks, or for none.
@@ -418,6 +418,8 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     remove_overlay(environment_->files(), merged.local, guest.base_local);
     overlays.erase(overlays.begin());
   }
+  if (into_base)
+    co_await make_base_read_only(guest);
   if (disk.plan.map != MapSource::absorbed)
     co_return;
   // The base does not change now, so these need not be one step.
@@ -438,6 +440,29 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
       .node = guest.base_node, .target = map, .bitmaps = parts};
   co_await qmp_->call(block_dirty_bitmap_merge);
   disk.map_bitmap = map;
+}
+
+/// A commit that was cancelled leaves the base writable in QEMU (7.2), which thereby holds a lock
+/// that our plugin must not pass over.
+asio::awaitable<void> Session::make_base_read_only(GuestDisk disk) {
+  const qapi::QueryNamedBlockNodes query{.flat = true};
+  const auto nodes = co_await qmp_->call(query);
+  const bool writable = std::any_of(nodes.begin(), nodes.end(), [&](const qapi::NodeInfo& node) {
+    return node.node_name == disk.base_node && !node.read_only;
+  });
+  if (!writable)
+    co_return;
+  qapi::json::object options{{"driver", disk.base_format == image::Format::raw ? "raw" : "qcow2"},
+                             {"node-name", disk.base_node},
+                             {"file", disk.base_file_node},
+                             {"read-only", true},
+                             {"discard", "unmap"},
+                             {"detect-zeroes", disk.detect_zeroes}};
+  if (disk.direct)
+    options["cache"] = {{"direct", true}};
+  qapi::BlockdevReopen reopen;
+  reopen.options.push_back(std::move(options));
+  co_await qmp_->call(reopen);
 }
 
 /// Has QEMU serve the base's bitmap; returns the export's id, and fills the request.
@@ -463,9 +488,24 @@ asio::awaitable<void> Session::drop_map(Disk& disk, std::string id) {
   }
 }
 
-/// A Unix socket beside QMP's: QEMU can write there, and we can reach it.
-std::string Session::map_socket() const {
-  return fmt::format("{}/{}.sock", folder_of(options_->qmp), bitmap_name(plan_.id));
+asio::awaitable<void> Session::start_nbd_server() {
+  journal_->nbd_server = true;
+  save_journal();
+  qapi::NbdServerStart start;
+  start.address.data.path = options_->paths.to_qemu(map_socket(*journal_));
+  std::string refused;
+  try {
+    co_await qmp_->call(start);
+    co_return;
+  } catch (const qapi::CommandError& error) {
+    refused = error.description();
+  }
+  journal_->nbd_server = false;  // somebody else's
+  save_journal();
+  fail(EBUSY,
+       "the dirty bitmap of a raw image is read from QEMU's NBD server, and that cannot be had "
+       "({}); --tracking overlay needs none",
+       refused);
 }
 
 asio::awaitable<void> Session::export_all() {
@@ -477,11 +517,7 @@ asio::awaitable<void> Session::export_all() {
   const bool maps_in_qemu = std::any_of(disks_.begin(), disks_.end(),
                                         [](const Disk& disk) { return !disk.map_bitmap.empty(); });
   if (maps_in_qemu) {
-    journal_->nbd_server = true;
-    save_journal();
-    qapi::NbdServerStart command;
-    command.address.data.path = options_->paths.to_qemu(map_socket());
-    co_await qmp_->call(command);
+    co_await start_nbd_server();
   }
   for (Disk& disk : disks_) {
     check_stop();
@@ -503,6 +539,7 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
   if (!layer)
     for (const std::string& below : guest.below_base)
       request.backing.push_back(folder_of(below));
+  request.name = overlay_node_name(plan_.id, disk.index);
   request.lifetime = options_->external ? Lifetime::ended : Lifetime::session;
   request.listen = options_->listen;
   if (!request.listen.socket.empty())
@@ -512,14 +549,12 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
   std::string id;
   if (!disk.map_bitmap.empty() && !disk.server) {
     id = co_await export_map(disk);
-    request.map = fmt::format("nbd+unix:///{}?socket={}", id, map_socket());
+    request.map = fmt::format("nbd+unix:///{}?socket={}", id, map_socket(*journal_));
     request.map_context = "qemu:dirty-bitmap:" + disk.map_bitmap;
   }
   disk.server = co_await environment_->serve(request);
   if (!id.empty())
     co_await drop_map(disk, id);
-  journal_->servers.push_back(disk.server->process_id());
-  save_journal();
   const std::string export_name = disk.plan.map == MapSource::none    ? "image"
                                   : layer                             ? "layer"
                                   : disk.plan.map == MapSource::image ? "dirty:" + disk.plan.bitmap
@@ -687,7 +722,8 @@ asio::awaitable<Report> Session::backup() {
   try {
     const Settled settled = co_await settle();
     report.overlay_kept = settled.overlay_kept;
-    warnings_.insert(warnings_.end(), settled.problems.begin(), settled.problems.end());
+    if (!settled.problems.empty())
+      trouble = settled.problems.front();
     if (settled.overlay_kept)
       for (const std::string& done : settled.done)
         reporter_->say(done);
@@ -696,8 +732,8 @@ asio::awaitable<Report> Session::backup() {
   }
   if (!trouble.empty())
     fail(EIO,
-         "restore point {} is complete, but its overlays could not be committed: {}; run 'nbdelta "
-         "recover', with --offline for each disk if the guest has ended",
+         "restore point {} is complete, but the guest could not be put back as it was: {}; run "
+         "'nbdelta recover', with --offline for each disk if the guest has ended",
          report.point, trouble);
   report.warnings = warnings_;
   co_return report;

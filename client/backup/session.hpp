@@ -51,8 +51,7 @@ class Session {
 
   asio::awaitable<Report> backup();
 
-  /// Up to the exports; the session stays open. Where one is open already its exports are started
-  /// again.
+  /// Up to the exports; the session stays open. Throws Refused where one is open already.
   asio::awaitable<std::vector<Exported>> begin();
 
   /// Ends what begin() has begun: the restore point counts only where `success`.
@@ -91,11 +90,12 @@ class Session {
   asio::awaitable<void> window();
   std::vector<qapi::TransactionAction> switch_actions() const;
   asio::awaitable<void> absorb(Disk& disk);
+  asio::awaitable<void> make_base_read_only(GuestDisk disk);
+  asio::awaitable<void> start_nbd_server();
   asio::awaitable<void> export_all();
   asio::awaitable<void> start_server(Disk& disk);
   asio::awaitable<std::string> export_map(Disk& disk);
   asio::awaitable<void> drop_map(Disk& disk, std::string id);
-  std::string map_socket() const;
   asio::awaitable<void> pull_all();
   asio::awaitable<void> pull_disk(Disk& disk);
   asio::awaitable<void> watch_events();

@@ -96,20 +96,22 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   latest_ = repository_ == nullptr ? std::nullopt : repository_->latest();
   chain_ = journal ? journal->chain : latest_ ? latest_->chain : "";
 
+  Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
   std::vector<std::string> ended = co_await end_jobs(*qmp_, is_ours);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
 
-  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   for (const GuestDisk& disk : inventory.disks) {
     const auto problem = co_await try_step([&] { return settle_disk(disk, journal); });
     if (problem)
       settled_.problems.push_back(fmt::format("{}: {}{}", disk.name, *problem, advice(*problem)));
   }
   co_await remove_loose(journal);
-  co_await point_links(journal);
+  co_await write_current_files(journal);
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -122,13 +124,25 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   co_return std::move(settled_);
 }
 
-/// Plugins first: their locks keep QEMU from committing.
-asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
-  if (journal) {
-    for (const std::int64_t server : journal->servers)
-      environment_->end_server(server);
-    journal->servers.clear();
+/// Their locks keep QEMU from committing.
+void Settler::end_servers(const Inventory& inventory, const std::optional<Journal>& journal) {
+  std::set<std::string> images;
+  for (const GuestDisk& disk : inventory.disks) {
+    images.insert(disk.base_local);
+    for (const StackedOverlay& overlay : disk.overlays)
+      images.insert(overlay.local);
   }
+  if (journal) {
+    for (const JournalDisk& disk : journal->disks)
+      images.insert(disk.base_local);
+    environment_->files().remove(map_socket(*journal));
+  }
+  const unsigned ended = environment_->end_servers(images);
+  if (ended != 0)
+    settled_.done.push_back(fmt::format("ended {} nbdkit that served the images", ended));
+}
+
+asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
   bool ours_was_there = journal && journal->nbd_server;
   std::size_t others = 0;
   const auto exports = co_await qmp_->call(qapi::QueryBlockExports{});
@@ -283,10 +297,9 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
       std::find_if(bitmaps.begin(), bitmaps.end(), [&](const qapi::BitmapInfo& bitmap) {
         const auto* entry = latest_ ? latest_->find(disk.name) : nullptr;
         return entry != nullptr && entry->tracking == repository::kByBitmap &&
-               bitmap.name == bitmap_name({latest_->chain, latest_->number}) &&
-               !bitmap.inconsistent.value_or(false);
+               bitmap.name == bitmap_name({latest_->chain, latest_->number});
       });
-  if (wanted != bitmaps.end()) {
+  if (wanted != bitmaps.end() && !wanted->inconsistent.value_or(false)) {
     const std::vector<qapi::BitmapInfo> later(wanted + 1, bitmaps.end());
     co_await put_back(disk, *wanted, later);
   }
@@ -322,8 +335,8 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
     const qapi::BlockDirtyBitmapEnable enable{.node = disk.base_node, .name = bitmap.name};
     co_await qmp_->call(enable);
   }
-  settled_.done.push_back(fmt::format(
-      "{}: put what has changed since back into the bitmap {}", disk.name, bitmap.name));
+  settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
+                                      disk.name, bitmap.name));
 }
 
 /// Which restore points are durable is not known: each bitmap gets what the later ones have, and
@@ -381,16 +394,14 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
 }
 
 /// A guest that starts next must find the overlay that holds its last writes.
-asio::awaitable<void> Settler::point_links(const std::optional<Journal>& journal) {
+asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>& journal) {
   Files& files = environment_->files();
   const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   for (const GuestDisk& disk : inventory.disks) {
     if (disk.overlays.empty() || tracking_of(disk, journal) != repository::kByOverlay)
       continue;
-    const std::string& top = disk.overlays.front().local;
-    const std::string link = current_link(top, disk.name);
-    if (files.canonical(link) != top)
-      files.write_link(link, std::string(base_name(top)));
+    const StackedOverlay& top = disk.overlays.front();
+    write_current(files, top.local, top.path, disk.name);
   }
 }
 

@@ -50,6 +50,7 @@ class Settler {
   asio::awaitable<Settled> settle(std::optional<Journal>& journal);
 
  private:
+  void end_servers(const Inventory& inventory, const std::optional<Journal>& journal);
   asio::awaitable<void> end_exports(std::optional<Journal>& journal);
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
@@ -61,7 +62,7 @@ class Settler {
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
-  asio::awaitable<void> point_links(const std::optional<Journal>& journal);
+  asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);
   void save(const Journal& journal);

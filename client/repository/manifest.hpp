@@ -39,8 +39,8 @@ struct Window {
     return thaw_answered_us.value_or(switch_answered_us) - freeze_sent_us.value_or(switch_sent_us);
   }
   std::int64_t agent_us() const {
-    return freeze_answered_us.value_or(0) - freeze_sent_us.value_or(0) +
-           thaw_answered_us.value_or(0) - thaw_sent_us.value_or(0);
+    const std::int64_t freeze = freeze_answered_us.value_or(0) - freeze_sent_us.value_or(0);
+    return thaw_answered_us ? freeze + *thaw_answered_us - thaw_sent_us.value_or(0) : freeze;
   }
   std::int64_t switch_us() const { return switch_answered_us - switch_sent_us; }
   /// What was waited for neither the agent nor QEMU.

@@ -11,6 +11,18 @@
 namespace nbdelta::qapi {
 namespace {
 
+TEST(QueryBlock, AJobsOwnBitmapHasNoName) {
+  const auto bitmap = result_from<QueryNamedBlockNodes>(json::parse(R"([
+    {"node-name": "disk0", "drv": "qcow2", "file": "d", "ro": false, "backing_file_depth": 0,
+     "write_threshold": 0,
+     "image": {"filename": "d", "format": "qcow2", "virtual-size": 1},
+     "dirty-bitmaps": [{"recording": true, "persistent": false, "busy": true, "granularity": 65536,
+                        "count": 0}]}])"))[0]
+                          .bitmaps.value()[0];
+  EXPECT_EQ(bitmap.name, "");
+  EXPECT_TRUE(bitmap.busy);
+}
+
 TEST(QueryBlock, ReadsANamedNodeWithItsBitmaps) {
   const auto devices = result_from<QueryBlock>(json::parse(R"([
     {"io-status": "ok", "device": "", "locked": false, "removable": false, "inserted":

@@ -42,6 +42,8 @@ constexpr std::array kPackages{
     Package{"qemu-img", "qemu-utils"},
     Package{"qemu-io", "qemu-utils"},
     Package{"qemu-nbd", "qemu-utils"},
+    Package{"qemu-system-x86_64", "qemu-system-x86"},
+    Package{"socat", "socat"},
     Package{"qemu-storage-daemon", "qemu-system-common (Debian 13: qemu-utils)"},
 };
 

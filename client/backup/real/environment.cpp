@@ -107,7 +107,7 @@ class RealEnvironment final : public Environment {
     return start_plugin(options_.plugin, std::move(request), clock_);
   }
 
-  void end_server(std::int64_t process_id) override { end_plugin(process_id); }
+  unsigned end_servers(const std::set<std::string>& images) override { return end_plugins(images); }
 
   asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) override {
     pull::JobOptions options;

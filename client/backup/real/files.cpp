@@ -125,14 +125,6 @@ class RealFiles final : public Files {
     rename(partial, path);
   }
 
-  void write_link(const std::string& path, const std::string& to) override {
-    const std::string partial = path + ".partial";
-    ::unlink(partial.c_str());
-    if (::symlink(to.c_str(), partial.c_str()) != 0)
-      fail_errno("{}: cannot be made", partial);
-    rename(partial, path);
-  }
-
   std::vector<std::string> list(const std::string& folder) override {
     std::vector<std::string> names;
     std::error_code error;

@@ -10,7 +10,6 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
-#include <sstream>
 #include <thread>
 
 #include "client/backup/names.hpp"
@@ -64,28 +63,42 @@ class PrivateFolder {
   std::string path_;
 };
 
-/// Its arguments, a NUL after each; empty where there is no such process, or it has ended.
-std::string command_line(std::int64_t process_id) {
+/// The arguments of a process; none where it has ended.
+std::vector<std::string> arguments_of(std::int64_t process_id) {
   std::ifstream file(fmt::format("/proc/{}/cmdline", process_id));
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
+  std::vector<std::string> arguments;
+  for (std::string argument; std::getline(file, argument, '\0');)
+    arguments.push_back(argument);
+  return arguments;
 }
 
-/// Ours: another program may have the number now.
+/// What stands after an option; empty where that is not given.
+std::string value_of(const std::vector<std::string>& arguments, std::string_view option) {
+  for (std::size_t i = 0; i + 1 < arguments.size(); ++i)
+    if (arguments[i] == option)
+      return arguments[i + 1];
+  return {};
+}
+
+/// One of ours: another program may have the number now.
 bool is_our_nbdkit(std::int64_t process_id) {
-  const std::string words = command_line(process_id);
-  return words.find("nbdkit") != std::string::npos && words.find(kPrefix) != std::string::npos;
+  const std::string pid_file = value_of(arguments_of(process_id), "--pidfile");
+  return session_of(base_name(pid_file)).has_value();
 }
 
-/// What a killed server leaves behind.
-std::string socket_of(std::int64_t process_id) {
-  const std::string words = command_line(process_id);
-  constexpr std::string_view kOption{"\0--unix\0", 8};
-  const std::size_t option = words.find(kOption);
-  if (option == std::string::npos)
-    return {};
-  return words.c_str() + option + kOption.size();
+/// Does not wait for its clients for long.
+void end_process(std::int64_t process_id) {
+  const std::string socket = value_of(arguments_of(process_id), "--unix");
+  const auto deadline = std::chrono::steady_clock::now() + kEnd;
+  if (is_our_nbdkit(process_id))
+    ::kill(static_cast<pid_t>(process_id), SIGTERM);
+  while (is_our_nbdkit(process_id)) {
+    if (std::chrono::steady_clock::now() > deadline)
+      ::kill(static_cast<pid_t>(process_id), SIGKILL);
+    std::this_thread::sleep_for(kPoll);
+  }
+  if (!socket.empty())
+    ::unlink(socket.c_str());
 }
 
 class PluginServer final : public Server {
@@ -107,7 +120,6 @@ class PluginServer final : public Server {
       stop();
   }
 
-  std::int64_t process_id() const override { return process_id_; }
   bool running() override {
     return request_.lifetime == Lifetime::session ? child_->running() : is_our_nbdkit(process_id_);
   }
@@ -124,7 +136,7 @@ class PluginServer final : public Server {
 
   void stop() override {
     if (request_.lifetime == Lifetime::ended)
-      end_plugin(process_id_);
+      end_process(process_id_);
     child_->signal(SIGTERM);
     child_->end(kEnd);
     if (!request_.listen.socket.empty())
@@ -154,7 +166,7 @@ class PluginServer final : public Server {
     return true;
   }
 
-  std::string pid_file() const { return folder_.path() + "/pid"; }
+  std::string pid_file() const { return fmt::format("{}/{}.pid", folder_.path(), request_.name); }
 
   std::vector<std::string> command(const std::string& plugin) const {
     const Listen& listen = request_.listen;
@@ -216,19 +228,21 @@ asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeR
   co_return server;
 }
 
-void end_plugin(std::int64_t process_id) {
-  const auto deadline = std::chrono::steady_clock::now() + kEnd;
-  if (!is_our_nbdkit(process_id))
-    return;
-  const std::string socket = socket_of(process_id);
-  ::kill(static_cast<pid_t>(process_id), SIGTERM);
-  while (is_our_nbdkit(process_id)) {
-    if (std::chrono::steady_clock::now() > deadline)
-      ::kill(static_cast<pid_t>(process_id), SIGKILL);
-    std::this_thread::sleep_for(kPoll);
+unsigned end_plugins(const std::set<std::string>& images) {
+  unsigned ended = 0;
+  std::error_code error;
+  for (fs::directory_iterator it("/proc", error), end; !error && it != end; it.increment(error)) {
+    const std::int64_t process_id = std::atoll(it->path().filename().c_str());
+    if (process_id <= 0 || !is_our_nbdkit(process_id))
+      continue;
+    for (const std::string& argument : arguments_of(process_id))
+      if (argument.starts_with("image=") && images.count(argument.substr(6)) != 0) {
+        end_process(process_id);
+        ++ended;
+        break;
+      }
   }
-  if (!socket.empty())
-    ::unlink(socket.c_str());
+  return ended;
 }
 
 }  // namespace nbdelta::client::backup

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "client/backup/environment.hpp"
@@ -13,7 +14,7 @@ namespace nbdelta::client::backup {
 asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeRequest request,
                                                       Clock& clock);
 
-/// See Environment::end_server().
-void end_plugin(std::int64_t process_id);
+/// See Environment::end_servers().
+unsigned end_plugins(const std::set<std::string>& images);
 
 }  // namespace nbdelta::client::backup

@@ -47,8 +47,8 @@ TEST_F(AgentTest, SendsADelimiterAndAnIdAndTakesBothBack) {
   });
   spawn([&]() -> asio::awaitable<void> {
     const std::string line = co_await peer_->line();
-    EXPECT_EQ(line,
-              kDelimiter + "{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":4711}}");
+    EXPECT_EQ(line, "{\"execute\":\"guest-sync-delimited\",\"arguments\":{\"id\":4711}}");
+    EXPECT_EQ(peer_->received(), kDelimiter + line + "\n");
     co_await peer_->send(kDelimiter + reply("4711"));
     const std::string name = co_await peer_->answer("\"thawed\"");
     EXPECT_EQ(name, "guest-fsfreeze-status");

@@ -85,12 +85,17 @@ class Peer {
 
   asio::awaitable<void> send(std::string bytes) { return channel_->send(std::move(bytes)); }
 
+  /// All bytes so far.
+  const std::string& received() const { return received_; }
+
   /// The next line as it came, without its end. Throws ChannelLost.
   asio::awaitable<std::string> line() {
     while (true) {
       if (auto line = framer_.next())
         co_return std::move(*line);
-      framer_.feed(co_await channel_->receive());
+      const std::string bytes = co_await channel_->receive();
+      received_ += bytes;
+      framer_.feed(bytes);
     }
   }
   /// The next command; a delimiter before it is passed over.
@@ -112,6 +117,7 @@ class Peer {
  private:
   std::unique_ptr<qmp::Channel> channel_;
   qapi::Framer framer_;
+  std::string received_;
 };
 
 /// Coroutines that talk to each other over sockets, in virtual time.

@@ -237,24 +237,32 @@ TEST_F(OverlayFiles, OfOtherImagesAndOfOthersAreNotSeen) {
   EXPECT_EQ(over_base(), List{beside(4)});
 }
 
-TEST_F(OverlayFiles, PointersToNothingArePassedOver) {
-  files_->write_text(pointer(1), elsewhere(1) + "\n");
-  files_->write_text(pointer(2), "");
-  files_->write_text(pointer(3), "\n\n");
-  EXPECT_EQ(over_base(), List{});
+/// Its storage may not be mounted yet.
+TEST_F(OverlayFiles, APointerToNothingIsAnError) {
+  for (const std::string& text : {elsewhere(1) + "\n", std::string(), std::string("\n\n")}) {
+    files_->write_text(pointer(1), text);
+    try {
+      over_base();
+      ADD_FAILURE() << text;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), ENOENT);
+      EXPECT_NE(std::string(error.what()).find(pointer(1)), std::string::npos) << error.what();
+    }
+  }
 }
 
-TEST_F(OverlayFiles, TheLinkToTheCurrentOneIsNoOverlayOfItsOwn) {
+TEST_F(OverlayFiles, TheCurrentOneIsSaidUntilItGoes) {
+  const std::string current = folder_of(base_) + "/nbdelta-current-a_b";
   create(beside(1));
-  const std::string link = current_link(beside(1), "vda");
-  EXPECT_EQ(link, folder_of(base_) + "/nbdelta-current-vda.qcow2");
-  files_->write_link(link, name_of(1));
-  EXPECT_EQ(files_->canonical(link), beside(1));
-  EXPECT_EQ(over_base(), List{beside(1)});
+  write_current(*files_, beside(1), "/qemu/" + name_of(1), "a/b");
+  EXPECT_EQ(files_->read_text(current), "/qemu/" + name_of(1) + "\n");
   create_over(beside(2), beside(1));
-  files_->write_link(link, name_of(2));  // replaced
-  EXPECT_EQ(files_->canonical(link), beside(2));
-  EXPECT_EQ(current_link("/x/y.qcow2", "a/b"), "/x/nbdelta-current-a_b.qcow2");
+  write_current(*files_, beside(2), "/qemu/" + name_of(2), "a/b");
+  EXPECT_EQ(over_base(), (List{beside(1), beside(2)}));
+  remove_overlay(*files_, beside(1), base_);
+  EXPECT_TRUE(files_->exists(current));
+  remove_overlay(*files_, beside(2), base_);
+  EXPECT_FALSE(files_->exists(current));
 }
 
 TEST_F(OverlayFiles, BackingIsToldOfQcow2ImagesOnly) {

@@ -86,7 +86,6 @@ Journal full_journal() {
   disk.completing = true;
   disk.committed = true;
   journal.disks = {disk};
-  journal.servers = {123, 456};
   journal.nbd_server = true;
   journal.manifest = full_manifest();
   return journal;
@@ -123,7 +122,6 @@ TEST(Records, ComeBackMemberByMember) {
   const auto journal = from_text<Journal>(to_json_text(full_journal()));
   EXPECT_EQ(journal.id(), (SessionId{"0123abcd", 3}));
   EXPECT_EQ(journal.since, 1'700'000'000);
-  EXPECT_EQ(journal.servers, (std::vector<std::int64_t>{123, 456}));
   ASSERT_EQ(journal.disks.size(), 1U);
   EXPECT_TRUE(journal.disks[0].completing);
   EXPECT_TRUE(journal.disks[0].committed);
@@ -212,8 +210,6 @@ TEST(Records, DamagedJournalsAreRefusedWithThePlace) {
       full_journal(),
       {
           {"no_phase", [](object& j) { j.erase("phase"); }, "there.phase is missing"},
-          {"server_text", [](object& j) { j["servers"].at(1) = "x"; },
-           "there.servers[1] is not a number"},
           {"index_negative", [](object& j) { j["disks"].at(0).as_object()["index"] = -1; },
            "there.disks[0].index is not a number"},
           {"completing_number", [](object& j) { j["disks"].at(0).as_object()["completing"] = 1; },

@@ -1,5 +1,9 @@
 #include <fmt/format.h>
 
+#include <chrono>
+#include <filesystem>
+#include <thread>
+
 #include "tests/client/session/session_test.hpp"
 
 namespace nbdelta::testing {
@@ -125,25 +129,42 @@ TEST(Backup, DisksComeGoAndGrow) {
               HasSubstr("its size was 32.0 MiB and is 48.0 MiB"));
 }
 
-TEST(Backup, CommitThatDoesNotCatchUpLeavesAnOverlayToGoOnWith) {
-  Random random = Random::from_environment();
-  Machine machine({qcow2("vda"), raw("vdb")});
-  Points points(machine);
-  machine.write_at_random(random, 10);
-  points.backup();
-  // Nothing gets READY in no time.
-  for (int round = 0; round < 3; ++round) {
-    machine.write_at_random(random, 20);
-    const auto result = points.backup({"--commit-deadline", "0"});
-    EXPECT_TRUE(result.at("overlay-kept").as_bool());
-    EXPECT_THAT(machine.leftovers(), Not(IsEmpty()));
-    machine.write_at_random(random, 20);
+/// Between nbdelta and QEMU; keeps what nbdelta says.
+class Listener {
+ public:
+  Listener(const std::string& listen, const std::string& to)
+      : process_({"socat", "-v", "UNIX-LISTEN:" + listen + ",fork", "UNIX-CONNECT:" + to}) {
+    while (!std::filesystem::exists(listen))
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
   }
-  const auto last = points.backup();
-  EXPECT_EQ(type_of(last, 0), "incremental");
-  EXPECT_EQ(type_of(last, 1), "incremental");
-  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  std::size_t count(const std::string& what) const {
+    std::size_t n = 0;
+    const std::string text = process_.err();
+    for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1))
+      ++n;
+    return n;
+  }
+
+ private:
+  Background process_;
+};
+
+TEST(Backup, SixteenDisksSwitchInOneTransaction) {
+  std::vector<MachineDisk> disks;
+  for (int i = 0; i < 16; ++i)
+    disks.push_back({.name = fmt::format("d{}", i), .size = 4 << 20});
+  Random random = Random::from_environment();
+  Machine machine(disks);
+  Points points(machine);
+  machine.write_at_random(random, 30);
+  points.backup();
+  machine.write_at_random(random, 30);
+  const Listener listener(machine.folder() + "/tap", machine.qmp());
+  points.backup({"--qmp", machine.folder() + "/tap"});
+  EXPECT_EQ(listener.count(R"("execute":"transaction")"), 1U);
+  EXPECT_EQ(listener.count(R"("type":"blockdev-snapshot")"), 16U);
   points.check();
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
 }
 
 TEST(Backup, OverlaysInAnotherFolder) {

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <fstream>
 #include <thread>
 
 #include "tests/client/session/session_test.hpp"
@@ -80,6 +81,37 @@ TEST_F(External, AfterAFailureTheChangesComeAgain) {
   end("--success");
 }
 
+/// Nothing large is READY in no time; each session goes on with the overlays that the last has
+/// left.
+TEST_F(External, CommitThatDoesNotCatchUpLeavesAnOverlayToGoOnWith) {
+  std::string previous;
+  for (int i = 0; i < 5; ++i) {
+    machine_.write_at_random(random_, 10);
+    const json::value begun = begin();
+    EXPECT_EQ(begun.at("disks").at(0).at("type").as_string(), i == 0 ? "full" : "incremental");
+    const std::string expected = copy(fmt::format("model-{}", i));
+    run_ok({"cp", "--sparse=always", machine_.model(disk()), expected});
+    machine_.write(disk(), fmt::format("write -P {} 0 24M", i + 1));
+    const std::string file = copy(fmt::format("{}.qcow2", i));
+    Command words{"qemu-img", "convert", "-f", "raw", "-O", "qcow2"};
+    if (!previous.empty())
+      words.insert(words.end(), {"-B", previous, "-F", "qcow2"});
+    words.insert(words.end(), {uri_of(begun), file});
+    run_ok(words);
+    previous = file;
+    const bool last = i == 4;
+    Command end = points_.command("end", {i == 2 ? "--failure" : "--success", "--json"});
+    if (!last)
+      end.insert(end.end(), {"--commit-deadline", "0"});
+    const json::value ended = json::parse(run_ok(end));
+    EXPECT_EQ(ended.at("overlay-kept").as_bool(), !last);
+    EXPECT_EQ(machine_.leftovers().empty(), last);
+    EXPECT_EQ(difference(file, "qcow2", expected, "raw"), "");
+    if (i == 2)  // not kept: the next one has these changes too
+      previous = copy("1.qcow2");
+  }
+}
+
 TEST_F(External, OneSessionAtATime) {
   begin();
   const Outcome second = run(points_.command("begin"));
@@ -112,6 +144,36 @@ TEST_F(External, OverTcp) {
   EXPECT_EQ(uri_of(begun), "nbd://127.0.0.1:" + port + "/image");
   run_ok({"nbdcopy", uri_of(begun), copy("copy.raw")});
   EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
+  end("--success");
+}
+
+TEST_F(External, OverTcpWithTls) {
+  machine_.write_at_random(random_, 20);
+  const TempFolder certificates;
+  run_ok({"certtool", "--generate-privkey", "--outfile", certificates / "ca-key.pem"});
+  const auto make = [&](const std::string& name, const std::string& what) {
+    std::ofstream(certificates / (name + ".info")) << what;
+    if (name != "ca")
+      run_ok({"certtool", "--generate-privkey", "--outfile", certificates / (name + "-key.pem")});
+  };
+  make("ca", "cn = ours\nca\ncert_signing_key\n");
+  run_ok({"certtool", "--generate-self-signed", "--load-privkey", certificates / "ca-key.pem",
+          "--template", certificates / "ca.info", "--outfile", certificates / "ca-cert.pem"});
+  for (const std::string side : {"server", "client"}) {
+    make(side, "cn = localhost\ndns_name = localhost\nip_address = 127.0.0.1\ntls_www_" + side +
+                   "\nencryption_key\nsigning_key\n");
+    run_ok({"certtool", "--generate-certificate", "--load-ca-certificate",
+            certificates / "ca-cert.pem", "--load-ca-privkey", certificates / "ca-key.pem",
+            "--load-privkey", certificates / (side + "-key.pem"), "--template",
+            certificates / (side + ".info"), "--outfile", certificates / (side + "-cert.pem")});
+  }
+  const std::string port = std::to_string(20000 + random_.below(20000));
+  const json::value begun =
+      begin({"--listen", "127.0.0.1:" + port, "--tls-certificates", certificates.path()});
+  EXPECT_EQ(uri_of(begun), "nbds://127.0.0.1:" + port + "/image");
+  run_ok({"nbdcopy", uri_of(begun) + "?tls-certificates=" + certificates.path(), copy("copy.raw")});
+  EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
+  EXPECT_NE(run({"nbdinfo", "nbd://127.0.0.1:" + port + "/image"}).status, 0);
   end("--success");
 }
 

@@ -9,6 +9,7 @@
 #include <boost/json/serialize.hpp>
 #include <chrono>
 #include <filesystem>
+#include <fstream>
 #include <thread>
 
 #include "base/error.hpp"
@@ -50,9 +51,10 @@ std::string Machine::model(const MachineDisk& disk) const {
 Command Machine::disk_arguments(const MachineDisk& disk) const {
   const std::string device = fmt::format("virtio-blk-pci,drive={0},id={0}", disk.name);
   // Where overlays stay, a guest is started on the current one.
-  const std::string current = folder_ / ("nbdelta-current-" + disk.name + ".qcow2");
-  const bool on_overlay = fs::exists(current);
-  const std::string path = on_overlay ? current : image(disk);
+  std::ifstream current(folder_ / ("nbdelta-current-" + disk.name));
+  std::string overlay;
+  const bool on_overlay = static_cast<bool>(std::getline(current, overlay));
+  const std::string path = on_overlay ? overlay : image(disk);
   const std::string format = on_overlay ? "qcow2" : disk.format;
   if (disk.by_drive)
     return {"-drive",

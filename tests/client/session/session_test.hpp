@@ -44,7 +44,10 @@ class Points {
 
   /// A backup that must succeed; its JSON. Remembers what the disks hold.
   boost::json::value backup(const Command& more = {}) {
+    const bool elsewhere = !more.empty() && more[0] == "--qmp";
     Command words = command("backup", {"--json", "--quiesce", "no"});
+    if (elsewhere)
+      words.erase(words.begin() + 2, words.begin() + 4);
     words.insert(words.end(), more.begin(), more.end());
     boost::json::value result = boost::json::parse(run_ok(words));
     remember(std::string(result.at("point").as_string()));
