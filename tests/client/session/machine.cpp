@@ -41,7 +41,8 @@ Machine::Machine(std::vector<MachineDisk> disks, Command extra_arguments)
 }
 
 std::string Machine::image(const MachineDisk& disk) const {
-  return folder_ / (disk.name + "." + disk.format);
+  const std::string name = disk.name + "." + disk.format;
+  return disk.folder.empty() ? folder_ / name : disk.folder + "/" + name;
 }
 
 std::string Machine::model(const MachineDisk& disk) const {

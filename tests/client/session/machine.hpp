@@ -21,6 +21,7 @@ struct MachineDisk {
   bool by_drive = false;     // -drive: QEMU makes the node names up
   std::string backing = {};  // path of a qcow2 image below
   std::string options = {};  // of qemu-img create
+  std::string folder = {};   // of the image; empty: the machine's
 };
 
 /// Real QEMU with real disks, and nothing that runs in the guest: the test itself writes to the

@@ -1,6 +1,9 @@
 #include <fmt/format.h>
 
+#include <chrono>
+#include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "tests/client/session/session_test.hpp"
 
@@ -135,6 +138,75 @@ TEST_F(Refusal, BaseThatSomebodyElseHoldsAtTheCommit) {
   EXPECT_THAT(end.err, HasSubstr("Failed to get \"write\" lock"));
   EXPECT_THAT(end.err, HasSubstr("then run 'nbdelta recover'"));
   machine_.write(machine_.disks()[0], "write -P 2 512k 1M");
+}
+
+/// A file system that is soon full.
+class SmallFileSystem {
+ public:
+  explicit SmallFileSystem(const std::string& size) {
+    run_ok({"mount", "-t", "tmpfs", "-o", "size=" + size, "none", folder_.path()});
+  }
+  ~SmallFileSystem() { run({"umount", "--lazy", folder_.path()}); }
+  void resize(const std::string& size) {
+    run_ok({"mount", "-o", "remount,size=" + size, folder_.path()});
+  }
+  const std::string& path() const { return folder_.path(); }
+
+ private:
+  TempFolder folder_;
+};
+
+TEST(NoSpace, OnTheBaseLeavesASessionThatRecoverFinishes) {
+  SmallFileSystem small("4M");
+  const TempFolder overlays;
+  Machine machine({{.name = "vda", .format = "raw", .folder = small.path()}});
+  Points points(machine);
+  points.backup();
+  run_ok(points.command("begin", {"--quiesce", "no", "--overlay-dir", overlays.path()}));
+  machine.write(machine.disks()[0], "write -P 7 0 16M");
+  const Outcome end = run(points.command("end", {"--failure"}));
+  EXPECT_EQ(end.status, 1);
+  EXPECT_THAT(end.err, HasSubstr("No space left on device"));
+  EXPECT_THAT(end.err, HasSubstr("make room, then run 'nbdelta recover'"));
+  machine.write(machine.disks()[0], "write -P 8 1M 1M");  // the guest runs on
+  small.resize("64M");
+  run_ok(points.command("recover"));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  points.backup();
+  points.check();
+}
+
+TEST(NoSpace, ForTheOverlay) {
+  SmallFileSystem full("64K");
+  Machine machine({{.name = "vda"}});
+  Points points(machine);
+  const Outcome backup =
+      run(points.command("backup", {"--quiesce", "no", "--overlay-dir", full.path()}));
+  EXPECT_EQ(backup.status, 1);
+  EXPECT_THAT(backup.err, HasSubstr("No space left on device"));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  EXPECT_EQ(type_of(points.backup()), "full");
+}
+
+/// A QMP server that says what it is told, whatever it is asked.
+TEST(Qemu, TooOldIsRefusedByVersionAndCommand) {
+  const TempFolder folder;
+  std::ofstream(folder / "answers")
+      << R"({"QMP": {"version": {"qemu": {"major": 2, "minor": 8, "micro": 1}, "package": ""},)"
+      << R"( "capabilities": []}})"
+      << "\n"
+      << R"({"return": {}, "id": 1})"
+      << "\n"
+      << R"({"return": [{"name": "transaction"}, {"name": "blockdev-add"}], "id": 2})"
+      << "\n";
+  const Background server({"socat", "UNIX-LISTEN:" + (folder / "qmp"),
+                           "SYSTEM:cat " + (folder / "answers") + "; sleep 5"});
+  while (!std::filesystem::exists(folder / "qmp"))
+    std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  const Outcome outcome = run(
+      nbdelta_command({"backup", "--qmp", folder / "qmp", "--vm", "vm", "--to", folder / "repo"}));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("QEMU 2.8.1 is too old: it has no command blockdev-del"));
 }
 
 TEST_F(Refusal, CheckStart) {

@@ -1,0 +1,266 @@
+#include "client/backup/session.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "base/units.hpp"
+#include "client/backup/jobs.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "qapi/export_commands.hpp"
+#include "qapi/job_commands.hpp"
+#include "qapi/snapshot_commands.hpp"
+
+// The states "export" and "pull".
+namespace nbdelta::client::backup {
+namespace {
+
+using namespace std::chrono_literals;
+
+constexpr unsigned kServerRestarts = 2;
+
+}  // namespace
+
+/// Brings the disk to the shape that its map can be read in, where earlier overlays are in place:
+/// the guest writes to the new one only.
+asio::awaitable<void> Session::absorb(Disk& disk) {
+  GuestDisk& guest = disk.plan.disk;
+  std::vector<StackedOverlay>& overlays = guest.overlays;
+  const std::string node = overlay_node_name(plan_.id, disk.index);
+  const std::string job = node + "-b";
+  const bool into_base = disk.plan.map == MapSource::absorbed ||
+                         (disk.plan.map == MapSource::none && !overlays.empty());
+  if (into_base) {
+    co_await commit_below(*qmp_, job, node, overlays.front().node_name, guest.base_node,
+                          guest.base_path);
+  } else if (disk.plan.map == MapSource::layer && overlays.size() > 1) {
+    co_await commit_below(*qmp_, job, node, overlays.front().node_name, overlays.back().node_name,
+                          overlays.back().path);
+  } else {
+    co_return;
+  }
+  const std::size_t stay = into_base ? 0 : 1;
+  while (overlays.size() > stay) {
+    const StackedOverlay& merged = overlays.front();
+    try {
+      const qapi::BlockdevDel blockdev_del{.node_name = merged.node_name};
+      co_await qmp_->call(blockdev_del);
+    } catch (const qapi::CommandError&) {  // it went with the commit
+    }
+    remove_overlay(environment_->files(), merged.local, guest.base_local);
+    overlays.erase(overlays.begin());
+  }
+  if (into_base)
+    co_await make_base_read_only(guest);
+  if (disk.plan.map != MapSource::absorbed)
+    co_return;
+  // The base does not change now, so these need not be one step.
+  const std::string map = bitmap_name(plan_.id) + "-map";
+  std::vector<std::string> parts;
+  for (const qapi::BitmapInfo& bitmap : guest.bitmaps) {
+    const auto session = session_of(bitmap.name);
+    if (session && session->chain == plan_.id.chain && bitmap.name >= disk.plan.bitmap)
+      parts.push_back(bitmap.name);
+  }
+  const qapi::BlockDirtyBitmapAdd block_dirty_bitmap_add{.node = guest.base_node,
+                                                         .name = map,
+                                                         .granularity = std::nullopt,
+                                                         .persistent = false,
+                                                         .disabled = true};
+  co_await qmp_->call(block_dirty_bitmap_add);
+  const qapi::BlockDirtyBitmapMerge block_dirty_bitmap_merge{
+      .node = guest.base_node, .target = map, .bitmaps = parts};
+  co_await qmp_->call(block_dirty_bitmap_merge);
+  disk.map_bitmap = map;
+}
+
+/// A commit that was cancelled leaves the base writable in QEMU (7.2), which thereby holds a lock
+/// that our plugin must not pass over.
+asio::awaitable<void> Session::make_base_read_only(GuestDisk disk) {
+  const qapi::QueryNamedBlockNodes query{.flat = true};
+  const auto nodes = co_await qmp_->call(query);
+  const bool writable = std::any_of(nodes.begin(), nodes.end(), [&](const qapi::NodeInfo& node) {
+    return node.node_name == disk.base_node && !node.read_only;
+  });
+  if (!writable)
+    co_return;
+  qapi::json::object options{{"driver", disk.base_format == image::Format::raw ? "raw" : "qcow2"},
+                             {"node-name", disk.base_node},
+                             {"file", disk.base_file_node},
+                             {"read-only", true},
+                             {"discard", "unmap"},
+                             {"detect-zeroes", disk.detect_zeroes}};
+  if (disk.direct)
+    options["cache"] = {{"direct", true}};
+  qapi::BlockdevReopen reopen;
+  reopen.options.push_back(std::move(options));
+  co_await qmp_->call(reopen);
+}
+
+/// Has QEMU serve the base's bitmap; returns the export's id, and fills the request.
+asio::awaitable<std::string> Session::export_map(Disk& disk) {
+  const std::string id = overlay_node_name(plan_.id, disk.index);
+  qapi::BlockExportAdd command;
+  command.id = id;
+  command.node_name = disk.plan.disk.base_node;
+  command.name = id;
+  command.bitmaps.push_back(disk.map_bitmap);
+  co_await qmp_->call(command);
+  co_return id;
+}
+
+/// Nobody can be left reading QEMU's export when the base is committed into.
+asio::awaitable<void> Session::drop_map(Disk& disk, std::string id) {
+  const qapi::BlockExportDel block_export_del{.id = id};
+  co_await qmp_->call(block_export_del);
+  if (disk.plan.map == MapSource::absorbed) {
+    const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = disk.plan.disk.base_node,
+                                                                 .name = disk.map_bitmap};
+    co_await qmp_->call(block_dirty_bitmap_remove);
+  }
+}
+
+asio::awaitable<void> Session::start_nbd_server() {
+  journal_->nbd_server = true;
+  save_journal();
+  qapi::NbdServerStart start;
+  start.address.data.path = options_->paths.to_qemu(map_socket(*journal_));
+  std::string refused;
+  try {
+    co_await qmp_->call(start);
+    co_return;
+  } catch (const qapi::CommandError& error) {
+    refused = error.description();
+  }
+  journal_->nbd_server = false;  // somebody else's
+  save_journal();
+  fail(EBUSY,
+       "the dirty bitmap of a raw image is read from QEMU's NBD server, and that cannot be had "
+       "({}); --tracking overlay needs none",
+       refused);
+}
+
+asio::awaitable<void> Session::export_all() {
+  for (Disk& disk : disks_) {
+    co_await absorb(disk);
+    if (disk.plan.map == MapSource::qemu)
+      disk.map_bitmap = disk.plan.bitmap;
+  }
+  const bool maps_in_qemu = std::any_of(disks_.begin(), disks_.end(),
+                                        [](const Disk& disk) { return !disk.map_bitmap.empty(); });
+  if (maps_in_qemu) {
+    co_await start_nbd_server();
+  }
+  for (Disk& disk : disks_) {
+    check_stop();
+    co_await start_server(disk);
+  }
+  if (maps_in_qemu) {
+    co_await qmp_->call(qapi::NbdServerStop{});
+    journal_->nbd_server = false;
+  }
+  enter(phase::kExport);
+}
+
+asio::awaitable<void> Session::start_server(Disk& disk) {
+  const GuestDisk& guest = disk.plan.disk;
+  const bool layer = disk.plan.map == MapSource::layer;
+  ServeRequest request;
+  request.image = layer ? guest.overlays.back().local : guest.base_local;
+  request.format = layer ? image::Format::qcow2 : guest.base_format;
+  if (!layer)
+    for (const std::string& below : guest.below_base)
+      request.backing.push_back(folder_of(below));
+  request.name = overlay_node_name(plan_.id, disk.index);
+  request.lifetime = options_->external ? Lifetime::ended : Lifetime::session;
+  request.listen = options_->listen;
+  if (!request.listen.socket.empty())
+    request.listen.socket += fmt::format("/{}-{}.sock", bitmap_name(plan_.id), guest.name);
+  else if (request.listen.port != 0)
+    request.listen.port = static_cast<std::uint16_t>(request.listen.port + disk.index);
+  std::string id;
+  if (!disk.map_bitmap.empty() && !disk.server) {
+    id = co_await export_map(disk);
+    request.map = fmt::format("nbd+unix:///{}?socket={}", id, map_socket(*journal_));
+    request.map_context = "qemu:dirty-bitmap:" + disk.map_bitmap;
+  }
+  disk.server = co_await environment_->serve(request);
+  if (!id.empty())
+    co_await drop_map(disk, id);
+  const std::string export_name = disk.plan.map == MapSource::none    ? "image"
+                                  : layer                             ? "layer"
+                                  : disk.plan.map == MapSource::image ? "dirty:" + disk.plan.bitmap
+                                                                      : "dirty";
+  disk.uri = disk.server->uri(export_name);
+}
+
+asio::awaitable<void> Session::pull_all() {
+  for (Disk& disk : disks_)
+    co_await pull_disk(disk);
+}
+
+asio::awaitable<void> Session::pull_disk(Disk& disk) {
+  PullRequest request{
+      .uri = {},
+      .target = fmt::format("{}/{}", repository().point_folder(journal_->point), *disk.entry.file),
+      .base = disk.entry.base.value_or("")};
+  for (unsigned restarts = 0;; ++restarts) {
+    check_stop();
+    std::exception_ptr failure;
+    pull::Counters counters;
+    reporter_->progress(disk.entry.name, &counters);
+    try {
+      request.uri = disk.uri;
+      const PullResult result = co_await environment_->pull(request, counters);
+      disk.entry.written = result.written;
+      disk.entry.zeroed = result.zeroed;
+      disk.entry.extents = result.extents;
+    } catch (...) {
+      failure = std::current_exception();
+    }
+    reporter_->progress(disk.entry.name, nullptr);
+    if (!failure)
+      co_return;
+    const bool again = !disk.server->running() && disk.map_bitmap.empty() &&
+                       restarts < kServerRestarts && !environment_->stop_requested();
+    if (!again)
+      std::rethrow_exception(failure);
+    reporter_->say(fmt::format("{}: nbdkit has died; starting it again", disk.entry.name));
+    co_await start_server(disk);
+  }
+}
+
+/// Never ends by itself.
+asio::awaitable<void> Session::watch_events() {
+  bool lost = false;
+  while (!lost) {
+    try {
+      const qapi::Event event = co_await qmp_->next_event();
+      if (event.name == "BLOCK_WRITE_THRESHOLD")
+        warn_of_threshold(event);
+      else if (event.name == "SHUTDOWN")
+        reporter_->say("the guest has shut down; what was frozen is still being copied");
+    } catch (const qmp::ChannelLost&) {
+      lost = true;
+    }
+  }
+  while (true)
+    co_await environment_->clock().wait(1h);
+}
+
+void Session::warn_of_threshold(const qapi::Event& event) {
+  const auto data = qapi::event_data<qapi::BlockWriteThresholdEvent>(event);
+  for (const JournalDisk& disk : journal_->disks)
+    if (data.node_name == file_node_name(plan_.id, disk.index)) {
+      warnings_.push_back(fmt::format(
+          "{}: the overlay {} has grown beyond {}, four fifths of what was free: make room, or the "
+          "guest will stop when the storage is full",
+          disk.name, disk.overlay_local, format_size(data.write_threshold)));
+      reporter_->say(warnings_.back());
+    }
+}
+
+}  // namespace nbdelta::client::backup

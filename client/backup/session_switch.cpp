@@ -1,0 +1,209 @@
+#include "client/backup/session.hpp"
+
+#include <fmt/format.h>
+
+#include <chrono>
+#include <exception>
+#include <utility>
+
+#include "client/backup/overlay_files.hpp"
+#include "client/time_text.hpp"
+#include "qapi/job_commands.hpp"
+#include "qapi/snapshot_commands.hpp"
+
+// The states "prepare" and "window".
+namespace nbdelta::client::backup {
+namespace {
+
+using namespace std::chrono_literals;
+using repository::DiskEntry;
+using repository::Repository;
+
+constexpr Clock::Duration kSwitch = 60s;  // the guardian thaws long before
+
+std::int64_t microseconds(Clock::Time time) {
+  return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
+}
+
+}  // namespace
+
+JournalDisk Session::journal_disk(const Disk& disk) const {
+  const GuestDisk& guest = disk.plan.disk;
+  const std::string base_local =
+      guest.overlays.empty() ? guest.base_local : guest.overlays.front().local;
+  const std::string folder =
+      options_->overlay_dir.empty() ? folder_of(base_local) : options_->overlay_dir;
+  if (folder == "/dev" || folder.starts_with("/dev/"))
+    refuse(EINVAL, "{}: is a block device ({}): say with --overlay-dir where its overlay may grow",
+           guest.name, guest.base_path);
+  JournalDisk entry;
+  entry.name = guest.name;
+  entry.index = static_cast<std::uint32_t>(disk.index);
+  entry.base_node = guest.base_node;
+  entry.base_path = guest.base_path;
+  entry.base_local = guest.base_local;
+  entry.base_format = guest.base_format == image::Format::raw ? "raw" : "qcow2";
+  entry.overlay_node = overlay_node_name(plan_.id, disk.index);
+  entry.overlay_local = folder + "/" + overlay_file_name(plan_.id, guest.name);
+  entry.overlay_path = options_->paths.to_qemu(entry.overlay_local);
+  entry.persistent = guest.can_keep_bitmaps;
+  return entry;
+}
+
+asio::awaitable<void> Session::prepare() {
+  Files& files = environment_->files();
+  Journal journal;
+  journal.vm = options_->vm;
+  journal.chain = plan_.id.chain;
+  journal.number = plan_.id.number;
+  journal.external = options_->external;
+  journal.qmp = options_->qmp;
+  journal.agent = options_->agent;
+  journal.started = manifest_.created;
+  journal.tracking =
+      options_->tracking == Tracking::overlay ? repository::kByOverlay : repository::kByBitmap;
+  journal.point = Repository::folder_name(plan_.id.number, manifest_.type);
+  for (const Disk& disk : disks_) {
+    const GuestDisk& guest = disk.plan.disk;
+    try {
+      files.check_readable(guest.base_local);
+    } catch (const Error& error) {
+      refuse(
+          error.error_number(),
+          "{}: QEMU has it at {}, which cannot be read here: {}; --path QEMU=LOCAL says where it "
+          "is on this machine",
+          guest.name, guest.base_path, error.what());
+    }
+    journal.disks.push_back(journal_disk(disk));
+  }
+  journal_ = std::move(journal);
+  enter(phase::kPrepare);
+  files.make_folder(repository().point_folder(journal_->point));
+  for (Disk& disk : disks_)
+    co_await add_overlay(disk, journal_->disks[disk.index]);
+  const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
+  if (state.running)
+    co_await quiescence_.prepare();
+}
+
+asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
+  const GuestDisk& guest = disk.plan.disk;
+  Files& files = environment_->files();
+  const bool stacked = !guest.overlays.empty();
+  create_overlay(files, entry.overlay_local,
+                 stacked ? guest.overlays.front().local : guest.base_local, guest.size,
+                 stacked ? guest.overlays.front().path : guest.base_path,
+                 stacked ? image::Format::qcow2 : guest.base_format);
+  const std::string file_node = file_node_name(plan_.id, disk.index);
+  qapi::json::object file{
+      {"driver", "file"}, {"node-name", file_node}, {"filename", entry.overlay_path}};
+  if (guest.direct)
+    file["cache"] = {{"direct", true}};
+  const qapi::BlockdevAdd blockdev_add{.driver = "qcow2",
+                                       .node_name = entry.overlay_node,
+                                       .file = file,
+                                       .backing = qapi::json::value(nullptr),
+                                       .read_only = std::nullopt,
+                                       .discard = "unmap"};
+  co_await qmp_->call(blockdev_add);
+  const std::uint64_t free_space = files.free_space(folder_of(entry.overlay_local));
+  const std::uint64_t threshold = free_space / disks_.size() / 5 * 4;
+  if (threshold != 0) {
+    const qapi::BlockSetWriteThreshold block_set_write_threshold{.node_name = file_node,
+                                                                 .write_threshold = threshold};
+    co_await qmp_->call(block_set_write_threshold);
+  }
+  // Before the switch: the new overlay on the old one reads the same, but not the other way round.
+  if (options_->tracking == Tracking::overlay)
+    write_current(files, entry.overlay_local, entry.overlay_path, guest.name);
+}
+
+/// What happens at the instant that the restore point shows: for all disks, or for none.
+std::vector<qapi::TransactionAction> Session::switch_actions() const {
+  using qapi::TransactionAction;
+  std::vector<TransactionAction> actions;
+  const std::string name = bitmap_name(plan_.id);
+  for (const Disk& disk : disks_) {
+    const GuestDisk& guest = disk.plan.disk;
+    if (guest.overlays.empty() && options_->tracking == Tracking::bitmap) {
+      if (!disk.plan.bitmap.empty())
+        actions.push_back(TransactionAction::of(
+            qapi::BlockDirtyBitmapDisable{.node = guest.base_node, .name = disk.plan.bitmap}));
+      actions.push_back(
+          TransactionAction::of(qapi::BlockDirtyBitmapAdd{.node = guest.base_node,
+                                                          .name = name,
+                                                          .granularity = std::nullopt,
+                                                          .persistent = guest.can_keep_bitmaps,
+                                                          .disabled = std::nullopt}));
+    } else if (!disk.plan.bitmap.empty() && guest.overlays.empty()) {
+      actions.push_back(TransactionAction::of(
+          qapi::BlockDirtyBitmapDisable{.node = guest.base_node, .name = disk.plan.bitmap}));
+    }
+    actions.push_back(TransactionAction::of(qapi::BlockdevSnapshot{
+        .node = guest.top, .overlay = overlay_node_name(plan_.id, disk.index)}));
+  }
+  return actions;
+}
+
+/// Nothing but the freeze, one transaction and the thaw happens between the first and the last
+/// line of the try block.
+asio::awaitable<void> Session::window() {
+  enter(phase::kWindow);
+  const qapi::Transaction transaction{.actions = switch_actions()};
+  repository::Window& window = manifest_.window;
+  std::exception_ptr failure;
+  try {
+    co_await quiescence_.freeze(window);
+    window.switch_sent_us = microseconds(environment_->clock().now());
+    co_await qmp_->call(transaction, kSwitch);
+    window.switch_answered_us = microseconds(environment_->clock().now());
+  } catch (...) {
+    failure = std::current_exception();
+  }
+  co_await quiescence_.thaw(window);
+  const std::string still_frozen = co_await quiescence_.confirm();
+  if (!still_frozen.empty()) {
+    warnings_.push_back(fmt::format("the guest may still be frozen: {}", still_frozen));
+    reporter_->say(warnings_.back());
+  }
+  if (failure)
+    std::rethrow_exception(failure);
+  quiescence_.record(manifest_);
+  if (!quiescence_.failure().empty()) {
+    warnings_.push_back(fmt::format("the file systems were not frozen: {}", quiescence_.failure()));
+    reporter_->say(warnings_.back());
+    if (options_->quiesce == Quiesce::require)
+      fail(EIO, "a freeze was required");
+  }
+}
+
+void Session::fill_manifest() {
+  manifest_.vm = options_->vm;
+  manifest_.chain = plan_.id.chain;
+  manifest_.number = plan_.id.number;
+  manifest_.external = options_->external;
+  manifest_.created = utc_text(environment_->wall_clock());
+  manifest_.nbdelta_version = NBDELTA_VERSION;
+  for (Disk& disk : disks_) {
+    const GuestDisk& guest = disk.plan.disk;
+    DiskEntry& entry = disk.entry;
+    entry.name = guest.name;
+    entry.size = guest.size;
+    entry.type = disk.plan.full() ? repository::kFull : repository::kIncremental;
+    entry.reason = disk.plan.reason;
+    entry.tracking =
+        options_->tracking == Tracking::overlay ? repository::kByOverlay : repository::kByBitmap;
+    entry.origin = {.path = guest.base_path,
+                    .format = guest.base_format == image::Format::raw ? "raw" : "qcow2",
+                    .node_name = guest.base_node,
+                    .device = guest.device,
+                    .qdev = guest.qdev};
+    if (options_->external)
+      continue;
+    entry.file = guest.name + ".qcow2";
+    if (!disk.plan.full())
+      entry.base = fmt::format("../{}/{}", previous_point_, disk.plan.previous->file.value_or(""));
+  }
+}
+
+}  // namespace nbdelta::client::backup
