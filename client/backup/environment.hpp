@@ -11,6 +11,7 @@
 #include <string_view>
 #include <vector>
 
+#include "client/backup/names.hpp"
 #include "client/clock.hpp"
 #include "client/pull/work.hpp"
 #include "client/qmp/channel.hpp"
@@ -135,7 +136,8 @@ class Environment {
   virtual asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) = 0;
   /// Ends the plugins of earlier sessions that still serve one of these images (and hold its
   /// locks); returns how many when they have ended.
-  virtual unsigned end_servers(const std::set<std::string>& images) = 0;
+  virtual unsigned end_servers(const std::set<std::string>& images,
+                               const std::function<bool(const SessionId&)>& is_ours) = 0;
   /// The target is complete and synced on return; it is gone where this throws.
   virtual asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) = 0;
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is

@@ -19,6 +19,7 @@ constexpr Clock::Duration kPresync = 30s;
 constexpr Clock::Duration kPresyncPoll = 20ms;
 constexpr Clock::Duration kThaw = 10s;     // a guest that thaws writes what was held back
 constexpr Clock::Duration kAttempt = 2s;   // of the thaws after a first one that went wrong
+constexpr int kRefusals = 3;               // in a row: nobody listens there any more
 constexpr Clock::Duration kConfirm = 20s;  // what a session waits for
 constexpr Clock::Duration kLongestPause = 2s;
 
@@ -292,6 +293,7 @@ asio::awaitable<void> Guardian::try_to_thaw(Clock::Time deadline) {
 
 /// The session is gone.
 asio::awaitable<void> Guardian::last_thaw() {
+  int refused = 0;
   while (frozen_) {
     std::string why;
     try {
@@ -306,10 +308,14 @@ asio::awaitable<void> Guardian::last_thaw() {
       co_await clock_->wait(pause_);
       try {
         co_await ensure_agent(clock_->now() + kAttempt);
+        refused = 0;
       } catch (const TimedOut&) {
       } catch (const Error& error) {
-        fail(error.error_number(), "the guest may be frozen, and its agent's channel is gone: {}",
-             error.what());
+        const bool nobody_there =
+            error.error_number() == ENOENT || error.error_number() == ECONNREFUSED;
+        if (nobody_there && ++refused == kRefusals)
+          fail(error.error_number(), "the guest may be frozen, and its agent's channel is gone: {}",
+               error.what());
       }
     }
     co_await clock_->wait(pause_);

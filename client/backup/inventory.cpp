@@ -130,6 +130,9 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     for (const ImageInfo& image : images_of(top)) {
       const std::string local = to_local(image.filename);
       if (!disk.base_local.empty()) {
+        const NodeInfo* below = find_node(nodes, image);
+        if (disk.below_base.empty() && below != nullptr)
+          disk.backing_node = *below->node_name;
         disk.below_base.push_back(local);
         continue;
       }

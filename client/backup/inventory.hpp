@@ -37,6 +37,7 @@ struct GuestDisk {
   std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;
   bool base_read_only = false;
+  std::string backing_node;               // the next below the base; empty: none
   std::vector<std::string> below_base;    // local paths of its backing chain
   bool can_keep_bitmaps = false;          // qcow2, version 3
   bool direct = false;                    // cache.direct

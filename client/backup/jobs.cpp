@@ -6,6 +6,8 @@
 #include <chrono>
 #include <utility>
 
+#include "qapi/block_nodes.hpp"
+
 namespace nbdelta::client::backup {
 namespace {
 
@@ -100,6 +102,11 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
   }
   if (info.error)
     co_await dismiss_failed(qmp, info);
+  // Somebody else may have ended it where it was.
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  for (const qapi::DeviceInfo& device : devices)
+    if (device.inserted && device.inserted->node_name == top)
+      fail(EIO, "the commit has ended without moving the guest to {}", base);
   hooks.committed();
   const qapi::JobDismiss job_dismiss{.id = job};
   co_await qmp.call(job_dismiss);

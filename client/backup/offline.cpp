@@ -22,11 +22,11 @@ Moved moved_to_base(Files& files, const std::string& overlay, const std::string&
                     std::int64_t since) {
   const std::int64_t overlay_written = files.modified(overlay);
   const std::int64_t base_written = files.modified(base);
-  if (overlay_written > since + kMargin_s)
-    return Moved::no;
-  if (base_written > since + kMargin_s)
-    return Moved::yes;
-  return Moved::unknown;
+  const bool overlay_later = overlay_written > since + kMargin_s;
+  const bool base_later = base_written > since + kMargin_s;
+  if (overlay_later == base_later)
+    return Moved::unknown;
+  return overlay_later ? Moved::no : Moved::yes;
 }
 
 const JournalDisk* find_entry(const std::optional<Journal>& journal, const std::string& overlay) {
@@ -48,7 +48,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
   std::vector<std::string> overlays = overlays_over(files, base);
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
-  environment.end_servers(images);
+  environment.end_servers(images, [](const SessionId&) { return true; });
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
     const std::string& below = overlays.size() > 1 ? overlays[overlays.size() - 2] : base;
@@ -67,6 +67,16 @@ Settled recover_offline(Environment& environment, const std::string& image,
         return settled;
       }
       committed = moved == Moved::yes;
+    }
+    if (entry == nullptr && overlays.size() == 1 &&
+        files.modified(base) > files.modified(top) + kMargin_s && !files.overlay_is_empty(top)) {
+      settled.problems.push_back(fmt::format(
+          "{}: was written to later than {}, and no session is known that says why: the guest may "
+          "have been started without it. Both are left as they are. Name the repository (--vm, "
+          "--to) "
+          "where there is one; where the overlay is right, 'qemu-img commit {}', then remove it",
+          base, top, top));
+      return settled;
     }
     if (committed) {
       settled.done.push_back(fmt::format("{}: had been committed", top));

@@ -104,11 +104,18 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image) {
 }
 
 void write_current(Files& files, const std::string& overlay, const std::string& qemu_path,
-                   const std::string& disk_name) {
-  const std::string path =
-      fmt::format("{}/{}{}", folder_of(overlay), kCurrent, file_safe(disk_name));
-  if (first_line(files, path) != qemu_path)
-    files.write_text(path, qemu_path + "\n");
+                   std::string_view image) {
+  const std::string folder = folder_of(overlay);
+  const std::string path = fmt::format("{}/{}{}", folder, kCurrent, image);
+  const std::string before = first_line(files, path);
+  if (before == qemu_path)
+    return;
+  const auto session = session_of(base_name(before));
+  if (session && session->chain != session_of(base_name(overlay))->chain &&
+      files.exists(fmt::format("{}/{}", folder, base_name(before))))
+    fail(EEXIST, "{}: is of another guest's image of that name ({}); --overlay-dir helps", path,
+         before);
+  files.write_text(path, qemu_path + "\n");
 }
 
 }  // namespace nbdelta::client::backup

@@ -24,10 +24,11 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
 /// Error (EEXIST) where two lie over the same.
 std::vector<std::string> overlays_over(Files& files, const std::string& image);
 
-/// `nbdelta-current-DISK`, beside the overlays of a disk that always runs on one: a line with
-/// QEMU's path of the overlay that the guest must be started with. No symbolic link: QEMU opens
-/// images again by the name that it was given, and would come upon another one.
+/// `nbdelta-current-IMAGE`, beside the overlays of a disk that always runs on one: a line with
+/// QEMU's path of the overlay that the guest must be started with; IMAGE is the base's file name.
+/// No symbolic link: QEMU opens images again by the name that it was given, and would come upon
+/// another one. Throws Error (EEXIST) where it is another chain's.
 void write_current(Files& files, const std::string& overlay, const std::string& qemu_path,
-                   const std::string& disk_name);
+                   std::string_view image);
 
 }  // namespace nbdelta::client::backup

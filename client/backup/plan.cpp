@@ -97,6 +97,8 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
   if (previous.size != plan.disk.size)
     return fmt::format("its size was {} and is {}", format_size(previous.size),
                        format_size(plan.disk.size));
+  if (previous.origin.path != plan.disk.base_path)
+    return fmt::format("its image was {} and is {}", previous.origin.path, plan.disk.base_path);
   const SessionId last{latest.chain, latest.number};
   return previous.tracking == repository::kByOverlay ? use_layer(plan, last)
                                                      : use_bitmap(plan, last, options);

@@ -21,9 +21,9 @@ std::string reason(const Error& error) {
 
 }  // namespace
 
-void Quiescence::start() {
-  guardian_ = std::make_unique<qmp::Client>(environment_->start_guardian(*options_->agent),
-                                            environment_->clock());
+void Quiescence::start(const std::string& agent) {
+  guardian_ =
+      std::make_unique<qmp::Client>(environment_->start_guardian(agent), environment_->clock());
 }
 
 void Quiescence::give_up(const std::string& why) {
@@ -41,7 +41,7 @@ asio::awaitable<void> Quiescence::prepare() {
   }
   std::string why;
   try {
-    start();
+    start(*options_->agent);
     const guardian::Prepare prepare{.presync = options_->presync};
     prepared_ = co_await guardian_->call(prepare, kPrepare);
   } catch (const Error& error) {
@@ -96,7 +96,7 @@ asio::awaitable<void> Quiescence::thaw(repository::Window& window) {
 }
 
 asio::awaitable<void> Quiescence::replace_guardian() {
-  start();
+  start(*options_->agent);
   co_await guardian_->call(guardian::Thaw{});
 }
 
@@ -123,8 +123,8 @@ asio::awaitable<std::string> Quiescence::confirm() {
   co_return why;
 }
 
-asio::awaitable<std::int64_t> Quiescence::release() {
-  start();
+asio::awaitable<std::int64_t> Quiescence::release(std::string agent) {
+  start(agent);
   const guardian::Thawed thawed = co_await guardian_->call(guardian::Thaw{});
   co_await guardian_->call(guardian::Confirm{}, kPrepare);
   guardian_.reset();

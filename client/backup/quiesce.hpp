@@ -36,7 +36,7 @@ class Quiescence {
 
   /// Puts right what an earlier session may have left. Returns the number of file systems that
   /// were thawed. Throws Error where the agent does not answer.
-  asio::awaitable<std::int64_t> release();
+  asio::awaitable<std::int64_t> release(std::string agent);
 
   /// What was reached when all disks had been switched.
   void record(repository::Manifest& manifest) const;
@@ -44,7 +44,7 @@ class Quiescence {
   const std::string& failure() const { return failure_; }
 
  private:
-  void start();
+  void start(const std::string& agent);
   asio::awaitable<void> replace_guardian();
   void give_up(const std::string& why);
 

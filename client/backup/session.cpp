@@ -95,7 +95,6 @@ asio::awaitable<void> Session::check_guest() {
 
 /// Puts right what earlier sessions have left. Throws Refused where one is open on purpose.
 asio::awaitable<void> Session::settle_leftover() {
-  journal_ = read_journal(environment_->files(), options_->folder);
   if (journal_ && journal_->external && journal_->phase == phase::kExport)
     refuse(EBUSY,
            "a session of external software is open since {}: end it with 'nbdelta end --success' "
@@ -111,11 +110,6 @@ asio::awaitable<void> Session::settle_leftover() {
     reporter_->say(
         fmt::format("an earlier session ({}, begun {}) has not ended: putting it right first",
                     journal_->number, journal_->started));
-    if (options_->agent && journal_->phase == phase::kWindow) {
-      const std::int64_t thawed = co_await quiescence_.release();
-      if (thawed > 0)
-        reporter_->say(fmt::format("thawed {} file systems of the guest", thawed));
-    }
   }
   const Settled settled = co_await settle();
   for (const std::string& done : settled.done)
@@ -123,6 +117,25 @@ asio::awaitable<void> Session::settle_leftover() {
   if (!settled.problems.empty())
     fail(EBUSY, "{}", settled.problems.front());
   journal_.reset();
+}
+
+/// The first thing after a crash, before QEMU is asked for anything. Says what came of it.
+asio::awaitable<std::string> Session::thaw_leftover() {
+  std::optional<std::string> agent = options_->agent;
+  if (!agent && journal_)
+    agent = journal_->agent;
+  if (!agent)
+    co_return std::string();
+  std::string why;
+  try {
+    const std::int64_t thawed = co_await quiescence_.release(*agent);
+    if (thawed > 0)
+      co_return fmt::format("thawed {} file systems of the guest", thawed);
+    co_return std::string();
+  } catch (const Error& error) {
+    why = error.what();
+  }
+  co_return fmt::format("whether the guest is frozen cannot be told: {}", why);
 }
 
 /// Of a session whose commit did not end: nothing need be tried again.
@@ -173,6 +186,12 @@ asio::awaitable<Forecast> Session::forecast() {
 asio::awaitable<void> Session::open_session() {
   Repository points = repository();
   lock_ = points.lock();
+  journal_ = read_journal(environment_->files(), options_->folder);
+  if (journal_ && journal_->phase == phase::kWindow) {
+    const std::string thawed = co_await thaw_leftover();
+    if (!thawed.empty())
+      reporter_->say(thawed);
+  }
   co_await connect();
   co_await check_guest();
   co_await settle_leftover();
@@ -349,24 +368,16 @@ asio::awaitable<Settled> Session::recover() {
     lock_ = repository().lock();
     journal_ = read_journal(environment_->files(), options_->folder);
   }
+  const std::string thawed = co_await thaw_leftover();
   co_await connect();
-  std::vector<std::string> first;
-  std::string agent_trouble;
-  if (options_->agent) {
-    try {
-      const std::int64_t thawed = co_await quiescence_.release();
-      if (thawed > 0)
-        first.push_back(fmt::format("thawed {} file systems of the guest", thawed));
-    } catch (const Error& error) {
-      agent_trouble = fmt::format("whether the guest is frozen cannot be told: {}", error.what());
-    }
-  }
   if (!options_->folder.empty())
     repository().remove_unfinished();
   settled = co_await settle();
-  settled.done.insert(settled.done.begin(), first.begin(), first.end());
-  if (!agent_trouble.empty())
-    settled.problems.push_back(agent_trouble);
+  if (!thawed.empty()) {
+    const bool done = thawed.starts_with("thawed");
+    std::vector<std::string>& where = done ? settled.done : settled.problems;
+    where.insert(where.begin(), thawed);
+  }
   co_return settled;
 }
 

@@ -79,6 +79,7 @@ class Session {
   asio::awaitable<void> connect();
   asio::awaitable<void> check_commands(const qapi::Greeting& greeting);
   asio::awaitable<void> check_guest();
+  asio::awaitable<std::string> thaw_leftover();
   asio::awaitable<void> settle_leftover();
   asio::awaitable<bool> overlays_are_in_place();
   asio::awaitable<Plan> make_plan_now();

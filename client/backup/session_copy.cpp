@@ -62,7 +62,8 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   std::vector<std::string> parts;
   for (const qapi::BitmapInfo& bitmap : guest.bitmaps) {
     const auto session = session_of(bitmap.name);
-    if (session && session->chain == plan_.id.chain && bitmap.name >= disk.plan.bitmap)
+    if (session && session->chain == plan_.id.chain &&
+        session->number >= session_of(disk.plan.bitmap)->number)
       parts.push_back(bitmap.name);
   }
   const qapi::BlockDirtyBitmapAdd block_dirty_bitmap_add{.node = guest.base_node,
@@ -93,6 +94,8 @@ asio::awaitable<void> Session::make_base_read_only(GuestDisk disk) {
                              {"read-only", true},
                              {"discard", "unmap"},
                              {"detect-zeroes", disk.detect_zeroes}};
+  if (!disk.backing_node.empty())
+    options["backing"] = disk.backing_node;
   if (disk.direct)
     options["cache"] = {{"direct", true}};
   qapi::BlockdevReopen reopen;

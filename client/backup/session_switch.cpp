@@ -115,7 +115,7 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
   }
   // Before the switch: the new overlay on the old one reads the same, but not the other way round.
   if (options_->tracking == Tracking::overlay)
-    write_current(files, entry.overlay_local, entry.overlay_path, guest.name);
+    write_current(files, entry.overlay_local, entry.overlay_path, base_name(guest.base_path));
 }
 
 /// What happens at the instant that the restore point shows: for all disks, or for none.

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <set>
+#include <tuple>
 #include <utility>
 
 #include "client/backup/jobs.hpp"
@@ -36,6 +37,30 @@ std::string advice(const std::string& error) {
   if (error.find("write\" lock") != std::string::npos)
     return "; somebody else has the image open: end that, then run 'nbdelta recover'";
   return "; run 'nbdelta recover' when the cause is gone";
+}
+
+/// Whether `later` can be merged into `bitmap`.
+bool is_part(const qapi::BitmapInfo& bitmap, const qapi::BitmapInfo& later) {
+  return session_of(later.name)->chain == session_of(bitmap.name)->chain &&
+         !later.inconsistent.value_or(false);
+}
+
+/// A session's switch disables the last bitmap and starts the next one at the same instant; so
+/// together the two miss nothing. One that is disabled alone (by somebody else, or for a session by
+/// overlay that failed) has a gap.
+bool is_complete(const qapi::BitmapInfo& bitmap, const std::vector<qapi::BitmapInfo>& later) {
+  return bitmap.recording ||
+         std::any_of(later.begin(), later.end(), [&](const qapi::BitmapInfo& each) {
+           return is_part(bitmap, each) && each.recording;
+         });
+}
+
+/// The file of one of our overlays: QEMU calls one that was never in use by all its options.
+std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeInfo>& nodes) {
+  for (const qapi::NodeInfo& node : nodes)
+    if (node.node_name == *overlay.node_name + "-f")
+      return node.image.filename;
+  return overlay.image.filename;
 }
 
 }  // namespace
@@ -137,7 +162,8 @@ void Settler::end_servers(const Inventory& inventory, const std::optional<Journa
       images.insert(disk.base_local);
     environment_->files().remove(map_socket(*journal));
   }
-  const unsigned ended = environment_->end_servers(images);
+  const unsigned ended =
+      environment_->end_servers(images, [this](const SessionId& id) { return ours(id); });
   if (ended != 0)
     settled_.done.push_back(fmt::format("ended {} nbdkit that served the images", ended));
 }
@@ -223,6 +249,10 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
     for (JournalDisk& each : journal->disks)
       if (each.overlay_local == overlay.local)
         entry = &each;
+  if (entry != nullptr && entry->completing) {  // the guest is on the overlay: it was not moved
+    entry->completing = false;
+    save(*journal);
+  }
   const CommitHooks hooks{.before_complete =
                               [&] {
                                 if (entry == nullptr)
@@ -252,8 +282,9 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
   settled_.done.push_back(
       fmt::format("{}: committed {} into {}", disk.name, overlay.path, disk.base_path));
   const bool deleted = co_await delete_node(overlay.node_name);
-  if (deleted)
-    drop_overlay(overlay.local, disk.base_local);
+  if (!deleted)
+    co_return;
+  drop_overlay(overlay.local, disk.base_local);
   disk.overlays.clear();
 }
 
@@ -286,22 +317,32 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
         if (session && ours(*session))
           bitmaps.push_back(bitmap);
       }
-  std::sort(bitmaps.begin(), bitmaps.end(),
-            [](const auto& a, const auto& b) { return a.name < b.name; });
+  std::sort(bitmaps.begin(), bitmaps.end(), [](const auto& a, const auto& b) {
+    const auto key = [](const qapi::BitmapInfo& bitmap) {
+      const auto session = session_of(bitmap.name);
+      return std::tuple(session->chain, session->number, bitmap.name);
+    };
+    return key(a) < key(b);
+  });
   if (repository_ == nullptr) {
     co_await merge_all(disk, std::move(bitmaps));
     co_return;
   }
 
-  const auto wanted =
-      std::find_if(bitmaps.begin(), bitmaps.end(), [&](const qapi::BitmapInfo& bitmap) {
-        const auto* entry = latest_ ? latest_->find(disk.name) : nullptr;
-        return entry != nullptr && entry->tracking == repository::kByBitmap &&
-               bitmap.name == bitmap_name({latest_->chain, latest_->number});
-      });
+  auto wanted = std::find_if(bitmaps.begin(), bitmaps.end(), [&](const qapi::BitmapInfo& bitmap) {
+    const auto* entry = latest_ ? latest_->find(disk.name) : nullptr;
+    return entry != nullptr && entry->tracking == repository::kByBitmap &&
+           bitmap.name == bitmap_name({latest_->chain, latest_->number});
+  });
   if (wanted != bitmaps.end() && !wanted->inconsistent.value_or(false)) {
     const std::vector<qapi::BitmapInfo> later(wanted + 1, bitmaps.end());
-    co_await put_back(disk, *wanted, later);
+    if (is_complete(*wanted, later)) {
+      co_await put_back(disk, *wanted, later);
+    } else {
+      settled_.done.push_back(fmt::format(
+          "{}: removed the bitmap {}: it was disabled and has a gap", disk.name, wanted->name));
+      wanted = bitmaps.end();
+    }
   }
   for (const qapi::BitmapInfo& bitmap : bitmaps) {
     if (wanted != bitmaps.end() && bitmap.name == wanted->name)
@@ -312,21 +353,14 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
   }
 }
 
-/// A session's switch disables the last bitmap and starts the next one at the same instant; so
-/// together the two miss nothing. One that is disabled alone was disabled by somebody else, and
-/// has a gap: it is left so, and not built on.
+/// Adds what later bitmaps have, and lets the bitmap record again.
 asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
                                         std::vector<qapi::BitmapInfo> later) {
-  const auto chain = session_of(bitmap.name)->chain;
-  bool recorded_on = false;
   std::vector<std::string> names;
-  for (const qapi::BitmapInfo& each : later) {
-    if (session_of(each.name)->chain != chain || each.inconsistent.value_or(false))
-      continue;
-    names.push_back(each.name);
-    recorded_on = recorded_on || each.recording;
-  }
-  if (!recorded_on)
+  for (const qapi::BitmapInfo& each : later)
+    if (is_part(bitmap, each))
+      names.push_back(each.name);
+  if (names.empty())
     co_return;
   const qapi::BlockDirtyBitmapMerge merge{
       .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
@@ -339,15 +373,56 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
                                       disk.name, bitmap.name));
 }
 
-/// Which restore points are durable is not known: each bitmap gets what the later ones have, and
-/// records, so that any of them can be built on.
+/// Which restore points are durable is not known: each bitmap gets what the next ones have, and
+/// records, so that any of them can be built on; unless a session between is missing, which may
+/// have been one without a bitmap.
 asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps) {
-  for (auto bitmap = bitmaps.begin(); bitmap != bitmaps.end(); ++bitmap) {
-    if (bitmap->inconsistent.value_or(false) || bitmap->recording)
+  for (std::size_t i = bitmaps.size(); i-- > 1;) {
+    qapi::BitmapInfo& bitmap = bitmaps[i - 1];
+    const qapi::BitmapInfo& next = bitmaps[i];
+    const auto session = session_of(bitmap.name);
+    const SessionId following{session->chain, session->number + 1};
+    if (bitmap.recording || bitmap.inconsistent.value_or(false) || !next.recording ||
+        session_of(next.name) != following)
       continue;
-    const std::vector<qapi::BitmapInfo> later(bitmap + 1, bitmaps.end());
-    co_await put_back(disk, *bitmap, later);
+    const std::vector<qapi::BitmapInfo> later(1, next);
+    co_await put_back(disk, bitmap, later);
+    bitmap.recording = true;
   }
+}
+
+/// Whether an overlay that no disk runs on holds nothing that the base has not.
+bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
+  if (journal)
+    for (const JournalDisk& disk : journal->disks)
+      if (disk.overlay_local == local && (journal->phase == phase::kPrepare || disk.committed))
+        return true;
+  return environment_->files().overlay_is_empty(local);
+}
+
+/// Whether a session that got as far as its commits has committed an overlay that is not in use any
+/// more: then a disk runs on its base, or on later overlays above that.
+bool Settler::was_committed(const std::string& local, const std::string& base,
+                            const Inventory& inventory, const std::optional<Journal>& journal) {
+  if (!journal || journal->phase == phase::kPrepare)
+    return false;
+  const auto session = session_of(base_name(local));
+  bool completing = false;  // this session's own: the guest was about to be moved
+  bool own = false;
+  for (const JournalDisk& disk : journal->disks)
+    if (disk.overlay_local == local) {
+      own = true;
+      completing = disk.completing;
+    }
+  if (!session || (own && !completing))
+    return false;
+  return std::any_of(inventory.disks.begin(), inventory.disks.end(), [&](const GuestDisk& disk) {
+    return disk.base_local == base &&
+           std::all_of(disk.overlays.begin(), disk.overlays.end(), [&](const auto& overlay) {
+             return overlay.session.chain == session->chain &&
+                    overlay.session.number > session->number;
+           });
+  });
 }
 
 /// Overlays that no disk runs on: they were never in use, or have been committed.
@@ -355,11 +430,13 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   std::set<std::string> in_use;  // files
   const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   std::set<std::string> stacked;  // nodes
-  for (const GuestDisk& disk : inventory.disks)
+  for (const GuestDisk& disk : inventory.disks) {
+    in_use.insert(disk.below_base.begin(), disk.below_base.end());
     for (const StackedOverlay& overlay : disk.overlays) {
       in_use.insert(overlay.local);
       stacked.insert(overlay.node_name);
     }
+  }
   Files& files = environment_->files();
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
@@ -367,12 +444,22 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
     const auto session = session_of(node.node_name.value_or(""));
     if (!session || !ours(*session) || node.driver != "qcow2" || stacked.count(*node.node_name))
       continue;
-    const std::string local = files.canonical(paths_->to_local(node.image.filename));
+    const std::string local = files.canonical(paths_->to_local(file_of(node, nodes)));
     const std::string base =
         files.canonical(paths_->to_local(node.image.full_backing_filename.value_or("")));
     const bool deleted = co_await delete_node(*node.node_name);
-    if (deleted && !in_use.count(local))
+    if (!deleted || in_use.count(local))
+      continue;
+    // Its disk may have been taken away from the guest, with all that it wrote.
+    const bool expendable =
+        is_expendable(local, journal) || was_committed(local, base, inventory, journal);
+    if (expendable)
       drop_overlay(local, base);
+    else
+      settled_.problems.push_back(fmt::format(
+          "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta "
+          "recover --offline {}' commits it when nobody uses that image",
+          local, base));
   }
   if (!journal)
     co_return;
@@ -380,8 +467,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
     const std::string& local = disk.overlay_local;
     if (local.empty() || in_use.count(local) || !files.exists(local))
       continue;
-    const bool never_used = journal->phase == phase::kPrepare;
-    if (never_used || disk.committed || files.overlay_is_empty(local)) {
+    if (is_expendable(local, journal)) {
       drop_overlay(local, disk.base_local);
     } else {
       settled_.problems.push_back(fmt::format(
@@ -401,7 +487,7 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
     if (disk.overlays.empty() || tracking_of(disk, journal) != repository::kByOverlay)
       continue;
     const StackedOverlay& top = disk.overlays.front();
-    write_current(files, top.local, top.path, disk.name);
+    write_current(files, top.local, top.path, base_name(disk.base_path));
   }
 }
 

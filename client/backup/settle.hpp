@@ -61,6 +61,9 @@ class Settler {
                                  std::vector<qapi::BitmapInfo> later);
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
+  bool is_expendable(const std::string& local, const std::optional<Journal>& journal);
+  bool was_committed(const std::string& local, const std::string& base, const Inventory& inventory,
+                     const std::optional<Journal>& journal);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);

@@ -107,7 +107,10 @@ class RealEnvironment final : public Environment {
     return start_plugin(options_.plugin, std::move(request), clock_);
   }
 
-  unsigned end_servers(const std::set<std::string>& images) override { return end_plugins(images); }
+  unsigned end_servers(const std::set<std::string>& images,
+                       const std::function<bool(const SessionId&)>& is_ours) override {
+    return end_plugins(images, is_ours);
+  }
 
   asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) override {
     pull::JobOptions options;

@@ -228,12 +228,16 @@ asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeR
   co_return server;
 }
 
-unsigned end_plugins(const std::set<std::string>& images) {
+unsigned end_plugins(const std::set<std::string>& images,
+                     const std::function<bool(const SessionId&)>& is_ours) {
   unsigned ended = 0;
   std::error_code error;
   for (fs::directory_iterator it("/proc", error), end; !error && it != end; it.increment(error)) {
     const std::int64_t process_id = std::atoll(it->path().filename().c_str());
-    if (process_id <= 0 || !is_our_nbdkit(process_id))
+    if (process_id <= 0)
+      continue;
+    const auto session = session_of(base_name(value_of(arguments_of(process_id), "--pidfile")));
+    if (!session || !is_ours(*session))
       continue;
     for (const std::string& argument : arguments_of(process_id))
       if (argument.starts_with("image=") && images.count(argument.substr(6)) != 0) {

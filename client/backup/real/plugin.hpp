@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <set>
 #include <string>
@@ -15,6 +16,7 @@ asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeR
                                                       Clock& clock);
 
 /// See Environment::end_servers().
-unsigned end_plugins(const std::set<std::string>& images);
+unsigned end_plugins(const std::set<std::string>& images,
+                     const std::function<bool(const SessionId&)>& is_ours);
 
 }  // namespace nbdelta::client::backup

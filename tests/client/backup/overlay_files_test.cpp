@@ -252,12 +252,12 @@ TEST_F(OverlayFiles, APointerToNothingIsAnError) {
 }
 
 TEST_F(OverlayFiles, TheCurrentOneIsSaidUntilItGoes) {
-  const std::string current = folder_of(base_) + "/nbdelta-current-a_b";
+  const std::string current = folder_of(base_) + "/nbdelta-current-disk.raw";
   create(beside(1));
-  write_current(*files_, beside(1), "/qemu/" + name_of(1), "a/b");
+  write_current(*files_, beside(1), "/qemu/" + name_of(1), "disk.raw");
   EXPECT_EQ(files_->read_text(current), "/qemu/" + name_of(1) + "\n");
   create_over(beside(2), beside(1));
-  write_current(*files_, beside(2), "/qemu/" + name_of(2), "a/b");
+  write_current(*files_, beside(2), "/qemu/" + name_of(2), "disk.raw");
   EXPECT_EQ(over_base(), (List{beside(1), beside(2)}));
   remove_overlay(*files_, beside(1), base_);
   EXPECT_TRUE(files_->exists(current));

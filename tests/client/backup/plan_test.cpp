@@ -48,6 +48,7 @@ StackedOverlay overlay(std::uint32_t number, const std::string& chain = kChain) 
 
 repository::DiskEntry entry(const std::string& name) {
   repository::DiskEntry entry;
+  entry.origin.path = "/vm/" + name + ".qcow2";
   entry.name = name;
   entry.size = kGiB;
   entry.type = repository::kFull;
@@ -440,6 +441,18 @@ TEST(Plan, ANewDiskIsAFullBesideIncrementals) {
   EXPECT_FALSE(plan.disks[1].previous);
   EXPECT_EQ(plan.type(), repository::kIncremental);
   EXPECT_TRUE(plan.notes.empty());
+}
+
+/// Names may be positions; what is behind them must not be mixed up.
+TEST(Plan, DisksThatHaveSwappedTheirNamesAreFulls) {
+  Situation situation = usual();
+  situation.inventory.disks.push_back(disk("vdb"));
+  situation.latest->disks.push_back(entry("vdb"));
+  std::swap(situation.inventory.disks[0].base_path, situation.inventory.disks[1].base_path);
+  const Plan plan = make_plan(situation, {});
+  EXPECT_TRUE(plan.disks[0].full());
+  EXPECT_EQ(plan.disks[0].reason, "its image was /vm/vda.qcow2 and is /vm/vdb.qcow2");
+  EXPECT_TRUE(plan.disks[1].full());
 }
 
 TEST(Plan, ADiskThatIsGoneIsNoted) {

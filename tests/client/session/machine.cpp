@@ -52,7 +52,7 @@ std::string Machine::model(const MachineDisk& disk) const {
 Command Machine::disk_arguments(const MachineDisk& disk) const {
   const std::string device = fmt::format("virtio-blk-pci,drive={0},id={0}", disk.name);
   // Where overlays stay, a guest is started on the current one.
-  std::ifstream current(folder_ / ("nbdelta-current-" + disk.name));
+  std::ifstream current(folder_ / ("nbdelta-current-" + disk.name + "." + disk.format));
   std::string overlay;
   const bool on_overlay = static_cast<bool>(std::getline(current, overlay));
   const std::string path = on_overlay ? overlay : image(disk);
