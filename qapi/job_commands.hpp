@@ -77,6 +77,22 @@ struct BlockCommit {
   }
 };
 
+/// Writes another name into an image's header, and opens nothing (QEMU qapi/block-core.json). The
+/// backing file's format becomes the image's own. Refused while a job works on `device`.
+struct ChangeBackingFile {
+  static constexpr std::string_view kName = "change-backing-file";
+  using Result = Nothing;
+  std::string device;      // the active node, or a device
+  std::string image_node;  // the image whose header is changed: `device`, or below it
+  std::string backing_file;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("device", device);
+    visit("image-node-name", image_node);
+    visit("backing-file", backing_file);
+  }
+};
+
 struct JobComplete {
   static constexpr std::string_view kName = "job-complete";
   using Result = Nothing;
@@ -97,6 +113,7 @@ struct JobDismiss {
   }
 };
 
+/// From "pending" on, of a job without auto-finalize.
 struct JobFinalize {
   static constexpr std::string_view kName = "job-finalize";
   using Result = Nothing;

@@ -42,6 +42,8 @@ class Files {
   virtual std::optional<std::string> backing_of(const std::string& path) = 0;
   /// Throws Error where the image cannot be opened for reading.
   virtual void check_readable(const std::string& path) = 0;
+  /// Returns when what was written to the file is durable.
+  virtual void sync(const std::string& path) = 0;
   /// Bytes that the file takes on its storage.
   virtual std::uint64_t allocated(const std::string& path) = 0;
   /// When it was last written to: seconds since 1970.

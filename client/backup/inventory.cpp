@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <boost/json/parse.hpp>
 #include <set>
 #include <string_view>
 #include <utility>
@@ -10,6 +11,7 @@
 namespace nbdelta::client::backup {
 namespace {
 
+namespace json = boost::json;
 using qapi::ImageInfo;
 using qapi::NodeInfo;
 
@@ -40,6 +42,23 @@ std::string find_file_node(const std::vector<NodeInfo>& nodes, const ImageInfo& 
         node.image.filename == image.filename)
       return *node.node_name;
   return {};
+}
+
+/// QEMU calls a qcow2 image by all its options ("json:{…}") where its header names another backing
+/// file than it has, as it is for a moment after a commit; this is the file then.
+std::string path_of(const ImageInfo& image) {
+  constexpr std::string_view kOptions = "json:";
+  if (image.format != "qcow2" || !image.filename.starts_with(kOptions))
+    return image.filename;
+  boost::system::error_code error;
+  const json::value options =
+      json::parse(std::string_view(image.filename).substr(kOptions.size()), error);
+  const json::object* file = nullptr;
+  if (!error && options.is_object())
+    if (const json::value* member = options.get_object().if_contains("file"))
+      file = member->if_object();
+  const json::value* name = file == nullptr ? nullptr : file->if_contains("filename");
+  return name != nullptr && name->is_string() ? std::string(name->get_string()) : image.filename;
 }
 
 /// "/machine/peripheral/vda/virtio-backend" -> "vda"; "vda" stays; nothing for a device without id.
@@ -128,7 +147,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     std::string reason;
     bool on_top = true;
     for (const ImageInfo& image : images_of(top)) {
-      const std::string local = to_local(image.filename);
+      const std::string path = path_of(image);
+      const std::string local = to_local(path);
       if (!disk.base_local.empty()) {
         const NodeInfo* below = find_node(nodes, image);
         if (disk.below_base.empty() && below != nullptr)
@@ -142,7 +162,7 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
         if (node == nullptr)
           reason = fmt::format("QEMU does not say which node has {} open", image.filename);
         else
-          disk.overlays.push_back({*node->node_name, image.filename, local, *session});
+          disk.overlays.push_back({*node->node_name, path, local, *session});
         continue;
       }
       disk.base_local = local;

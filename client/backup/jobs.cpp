@@ -40,17 +40,23 @@ asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id) {
   co_return *job;
 }
 
-asio::awaitable<qapi::JobInfo> wait_until_concluded(qmp::Client& qmp, std::string id,
-                                                    Clock::Duration patience) {
+/// Until the job has `status`, or is concluded.
+asio::awaitable<qapi::JobInfo> wait_until(qmp::Client& qmp, std::string id, std::string_view status,
+                                          Clock::Duration patience) {
   const Clock::Time deadline = qmp.clock().now() + patience;
   while (true) {
     qapi::JobInfo job = co_await must_query(qmp, id);
-    if (job.status == "concluded")
+    if (job.status == status || job.status == "concluded")
       co_return job;
     if (qmp.clock().now() > deadline)
       throw TimedOut(fmt::format("the job {} is still {}", id, job.status));
     co_await pause(qmp);
   }
+}
+
+asio::awaitable<qapi::JobInfo> wait_until_concluded(qmp::Client& qmp, std::string id,
+                                                    Clock::Duration patience) {
+  co_return co_await wait_until(qmp, std::move(id), "concluded", patience);
 }
 
 /// It has not moved the guest yet.
@@ -113,23 +119,38 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
   co_return CommitEnd::committed;
 }
 
-asio::awaitable<void> commit_below(qmp::Client& qmp, std::string job, std::string active,
-                                   std::string top, std::string base, std::string base_path) {
-  const qapi::BlockCommit block_commit{.job_id = job,
-                                       .device = active,
-                                       .base_node = base,
-                                       .top_node = top,
-                                       .backing_file = base_path,
+/// QEMU (7.2) writes the new backing file into the header before it flushes the base's tables: had
+/// it died between, the base would lack what was committed. So the header keeps the old name until
+/// the job has ended, and the base was flushed with that. A raw base has no tables, and its format
+/// would be wrong beside the old name; its data is made durable before the header is written.
+asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit) {
+  const bool raw = commit.base_format == image::Format::raw;
+  const qapi::BlockCommit block_commit{.job_id = commit.job,
+                                       .device = commit.active,
+                                       .base_node = commit.base,
+                                       .top_node = commit.top,
+                                       .backing_file = raw ? commit.base_path : commit.top_path,
                                        .speed = std::nullopt,
-                                       .auto_finalize = std::nullopt,
+                                       .auto_finalize = false,
                                        .auto_dismiss = false};
   co_await qmp.call(block_commit);
   // Its work is of a fixed size, but nobody knows how fast the storage is.
-  const qapi::JobInfo info = co_await wait_until_concluded(qmp, job, 24h);
+  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", 24h);
+  if (info.status == "pending") {
+    files.sync(commit.base_local);  // then the guest need not wait for QEMU's flush
+    const qapi::JobFinalize job_finalize{.id = commit.job};
+    co_await qmp.call(job_finalize);
+    info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
+  }
   if (info.error)
     co_await dismiss_failed(qmp, info);
-  const qapi::JobDismiss job_dismiss{.id = job};
+  const qapi::JobDismiss job_dismiss{.id = commit.job};
   co_await qmp.call(job_dismiss);
+  if (!raw) {
+    const qapi::ChangeBackingFile change_backing_file{
+        .device = commit.active, .image_node = commit.above, .backing_file = commit.base_path};
+    co_await qmp.call(change_backing_file);
+  }
 }
 
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp,
@@ -145,7 +166,7 @@ asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp,
       co_await qmp.call(job_dismiss);
       done.push_back(fmt::format("dismissed the job {} (it had ended{})", job.id,
                                  job.error ? ": " + *job.error : std::string()));
-    } else if (job.status == "waiting" || job.status == "pending" || job.status == "aborting") {
+    } else if (job.status == "waiting" || job.status == "aborting") {
       co_await wait_until_concluded(qmp, job.id, kCompletion);
       const qapi::JobDismiss job_dismiss{.id = job.id};
       co_await qmp.call(job_dismiss);

@@ -4,6 +4,7 @@
 #include <optional>
 #include <string>
 
+#include "client/backup/environment.hpp"
 #include "client/backup/names.hpp"
 #include "client/qmp/client.hpp"
 #include "qapi/job_commands.hpp"
@@ -27,10 +28,23 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
                                          std::string base, Clock::Duration ready_deadline,
                                          CommitHooks hooks);
 
-/// Commits `top` and what is between into `base`, all of which the guest only reads, since it
-/// writes to `active` above them. `base_path` becomes the backing file of what is above `top`.
-asio::awaitable<void> commit_below(qmp::Client& qmp, std::string job, std::string active,
-                                   std::string top, std::string base, std::string base_path);
+/// A commit of what the guest only reads.
+struct LowerCommit {
+  std::string job;
+  std::string active;    // what the guest writes to
+  std::string above;     // the overlay over `top`: `active`, or below it
+  std::string top;       // this and what is between is committed
+  std::string top_path;  // QEMU's
+  std::string base;      // into this
+  std::string base_path;
+  std::string base_local;
+  image::Format base_format = image::Format::qcow2;
+};
+
+/// On return the base has it all, durably, and `above` calls the base its backing file; until the
+/// former holds, it does not do the latter, so that no crash loses anything. Throws Error with
+/// what the job said.
+asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
 /// Cancels or dismisses each job of ours; says which.
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp,

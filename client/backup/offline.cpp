@@ -49,6 +49,12 @@ Settled recover_offline(Environment& environment, const std::string& image,
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
   environment.end_servers(images, [](const SessionId&) { return true; });
+  for (const std::string& below : images)
+    for (const std::string& overlay : overlays_directly_over(files, below))
+      if (!images.count(overlay)) {  // before anything else: alone, it would look like the last one
+        remove_overlay(files, overlay, base);
+        settled.done.push_back(fmt::format("removed {}: it had been committed", overlay));
+      }
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
     const std::string& below = overlays.size() > 1 ? overlays[overlays.size() - 2] : base;

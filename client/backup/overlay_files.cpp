@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <set>
 
 #include "client/backup/names.hpp"
@@ -42,6 +43,10 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
   return found;
 }
 
+SessionId session(const std::string& overlay) {
+  return session_of(base_name(overlay)).value_or(SessionId());
+}
+
 /// Also where the overlay calls the image by a path of another machine.
 bool lies_over(Files& files, const std::string& overlay, const std::string& image) {
   const auto backing = files.backing_of(overlay);
@@ -80,6 +85,15 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   return was_there;
 }
 
+std::vector<std::string> overlays_directly_over(Files& files, const std::string& image) {
+  std::vector<std::string> over;
+  const std::string base = files.canonical(image);
+  for (const std::string& candidate : candidates(files, folder_of(base)))
+    if (lies_over(files, candidate, base))
+      over.push_back(candidate);
+  return over;
+}
+
 std::vector<std::string> overlays_over(Files& files, const std::string& image) {
   const std::string start = files.canonical(image);
   std::set<std::string> left = candidates(files, folder_of(start));
@@ -92,11 +106,16 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image) {
         above.push_back(candidate);
     if (above.empty())
       return chain;
-    if (above.size() > 1)
-      fail(EEXIST, "{}: both {} and {} lie over it", below, above[0], above[1]);
-    left.erase(above.front());
-    below = above.front();
-    chain.push_back(above.front());
+    const std::string last = *std::max_element(
+        above.begin(), above.end(),
+        [](const auto& a, const auto& b) { return session(a).number < session(b).number; });
+    for (const std::string& each : above) {
+      if (session(each).chain != session(last).chain || files.modified(each) > files.modified(last))
+        fail(EEXIST, "{}: both {} and {} lie over it", below, each, last);
+      left.erase(each);
+    }
+    below = last;
+    chain.push_back(last);
     if (folder_of(below) != folder_of(start))
       left.merge(candidates(files, folder_of(below)));
   }

@@ -20,8 +20,12 @@ void create_overlay(Files& files, const std::string& overlay, const std::string&
 /// With what leads to it. Returns whether there was one.
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
 
-/// The overlays that lie over an image, lowest first: each is the backing file of the next. Throws
-/// Error (EEXIST) where two lie over the same.
+/// Overlays whose header names this image. Throws Error where an overlay is pointed to and gone.
+std::vector<std::string> overlays_directly_over(Files& files, const std::string& image);
+
+/// The overlays that lie over an image, lowest first: each is the backing file of the next. Of two
+/// that lie over the same the later counts: the other was below it until it was committed. Throws
+/// Error (EEXIST) where they are of two chains, or the earlier was written to since.
 std::vector<std::string> overlays_over(Files& files, const std::string& image);
 
 /// `nbdelta-current-IMAGE`, beside the overlays of a disk that always runs on one: a line with

@@ -21,7 +21,8 @@ using repository::Repository;
 constexpr const char* kNeeded[] = {"blockdev-add",     "blockdev-del",
                                    "transaction",      "block-dirty-bitmap-merge",
                                    "block-commit",     "query-named-block-nodes",
-                                   "job-complete",     "job-dismiss",
+                                   "job-complete",     "job-finalize",
+                                   "job-dismiss",      "change-backing-file",
                                    "block-export-add", "query-block-exports",
                                    "query-jobs",       "block-set-write-threshold"};
 

@@ -30,18 +30,27 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   GuestDisk& guest = disk.plan.disk;
   std::vector<StackedOverlay>& overlays = guest.overlays;
   const std::string node = overlay_node_name(plan_.id, disk.index);
-  const std::string job = node + "-b";
   const bool into_base = disk.plan.map == MapSource::absorbed ||
                          (disk.plan.map == MapSource::none && !overlays.empty());
-  if (into_base) {
-    co_await commit_below(*qmp_, job, node, overlays.front().node_name, guest.base_node,
-                          guest.base_path);
-  } else if (disk.plan.map == MapSource::layer && overlays.size() > 1) {
-    co_await commit_below(*qmp_, job, node, overlays.front().node_name, overlays.back().node_name,
-                          overlays.back().path);
-  } else {
+  const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1;
+  if (!into_base && !into_overlay)
     co_return;
+  LowerCommit commit{.job = node + "-b",
+                     .active = node,
+                     .above = node,
+                     .top = overlays.front().node_name,
+                     .top_path = overlays.front().path,
+                     .base = guest.base_node,
+                     .base_path = guest.base_path,
+                     .base_local = guest.base_local,
+                     .base_format = guest.base_format};
+  if (into_overlay) {
+    commit.base = overlays.back().node_name;
+    commit.base_path = overlays.back().path;
+    commit.base_local = overlays.back().local;
+    commit.base_format = image::Format::qcow2;
   }
+  co_await commit_below(*qmp_, environment_->files(), commit);
   const std::size_t stay = into_base ? 0 : 1;
   while (overlays.size() > stay) {
     const StackedOverlay& merged = overlays.front();

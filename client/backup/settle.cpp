@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
 #include <set>
 #include <tuple>
 #include <utility>
@@ -53,6 +54,16 @@ bool is_complete(const qapi::BitmapInfo& bitmap, const std::vector<qapi::BitmapI
          std::any_of(later.begin(), later.end(), [&](const qapi::BitmapInfo& each) {
            return is_part(bitmap, each) && each.recording;
          });
+}
+
+/// Whether an overlay was between the base and those that lie over the base now: that it is not
+/// any more says that it has been committed.
+bool was_below(const std::string& overlay, const GuestDisk& disk) {
+  if (disk.overlays.empty())
+    return false;
+  const auto session = session_of(base_name(overlay));
+  const SessionId& lowest = disk.overlays.back().session;
+  return lowest.chain == session->chain && lowest.number > session->number;
 }
 
 /// The file of one of our overlays: QEMU calls one that was never in use by all its options.
@@ -135,8 +146,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
     if (problem)
       settled_.problems.push_back(fmt::format("{}: {}{}", disk.name, *problem, advice(*problem)));
   }
-  co_await remove_loose(journal);
   co_await write_current_files(journal);
+  co_await remove_loose(journal);
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -208,6 +219,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
     if (!ours(overlay.session))
       fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
 
+  co_await name_backing_files(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -226,12 +238,42 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   co_return overlays.empty();
 }
 
+/// A commit that nobody saw end may have left an overlay's header with the file that was committed,
+/// which is about to go.
+asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
+  Files& files = environment_->files();
+  for (std::size_t i = 0; i < disk.overlays.size(); ++i) {
+    const bool lowest = i + 1 == disk.overlays.size();
+    if (lowest && disk.base_format == image::Format::raw)
+      continue;  // QEMU has named that itself, see commit_below()
+    const StackedOverlay& overlay = disk.overlays[i];
+    const std::string local = lowest ? disk.base_local : disk.overlays[i + 1].local;
+    const std::string path = lowest ? disk.base_path : disk.overlays[i + 1].path;
+    const auto named = files.backing_of(overlay.local);
+    if (!named || files.canonical(paths_->to_local(*named)) == local)
+      continue;
+    const qapi::ChangeBackingFile change_backing_file{
+        .device = disk.top, .image_node = overlay.node_name, .backing_file = path};
+    co_await qmp_->call(change_backing_file);
+    settled_.done.push_back(
+        fmt::format("{}: {} has the backing file {} again", disk.name, overlay.path, path));
+  }
+}
+
 /// Overlays from `first` on, none of which is the one that the guest writes to.
 asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first) {
   std::vector<StackedOverlay>& overlays = disk.overlays;
   const StackedOverlay& top = overlays[first];
-  co_await commit_below(*qmp_, overlay_node_name(top.session, first) + "-b", disk.top,
-                        top.node_name, disk.base_node, disk.base_path);
+  const LowerCommit commit{.job = overlay_node_name(top.session, first) + "-b",
+                           .active = disk.top,
+                           .above = overlays[first - 1].node_name,
+                           .top = top.node_name,
+                           .top_path = top.path,
+                           .base = disk.base_node,
+                           .base_path = disk.base_path,
+                           .base_local = disk.base_local,
+                           .base_format = disk.base_format};
+  co_await commit_below(*qmp_, environment_->files(), commit);
   while (overlays.size() > first) {
     settled_.done.push_back(
         fmt::format("{}: committed {} into {}", disk.name, overlays.back().path, disk.base_path));
@@ -461,22 +503,35 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
           "recover --offline {}' commits it when nobody uses that image",
           local, base));
   }
-  if (!journal)
-    co_return;
-  for (const JournalDisk& disk : journal->disks) {
-    const std::string& local = disk.overlay_local;
-    if (local.empty() || in_use.count(local) || !files.exists(local))
-      continue;
-    if (is_expendable(local, journal)) {
-      drop_overlay(local, disk.base_local);
-    } else {
-      settled_.problems.push_back(fmt::format(
-          "{}: QEMU was started again without its overlay {}, which holds what the guest wrote "
-          "from {} on; it is left where it is. Shut the guest down at once and run 'nbdelta "
-          "recover --offline {}'",
-          disk.name, local, journal->started, disk.base_local));
-    }
+  std::map<std::string, const GuestDisk*> loose;
+  for (const GuestDisk& disk : inventory.disks)
+    for (const std::string& local : overlays_directly_over(files, disk.base_local))
+      if (const auto session = session_of(base_name(local)); session && ours(*session))
+        loose.emplace(local, &disk);
+  std::map<std::string, JournalDisk> intended;
+  if (journal)
+    for (const JournalDisk& disk : journal->disks)
+      if (!disk.overlay_local.empty() && files.exists(disk.overlay_local))
+        intended.emplace(disk.overlay_local, disk);
+  for (const auto& [local, disk] : loose)
+    if (!in_use.count(local))
+      end_loose_file(disk->name, local, disk->base_local, was_below(local, *disk), journal);
+  for (const auto& [local, disk] : intended)  // a disk that the guest does not have any more
+    if (!in_use.count(local) && !loose.count(local))
+      end_loose_file(disk.name, local, disk.base_local, false, journal);
+}
+
+void Settler::end_loose_file(const std::string& disk, const std::string& local,
+                             const std::string& base, bool was_below,
+                             const std::optional<Journal>& journal) {
+  if (was_below || is_expendable(local, journal)) {
+    drop_overlay(local, base);
+    return;
   }
+  settled_.problems.push_back(fmt::format(
+      "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; it is "
+      "left where it is. Shut the guest down at once and run 'nbdelta recover --offline {}'",
+      disk, local, base));
 }
 
 /// A guest that starts next must find the overlay that holds its last writes.

@@ -54,6 +54,7 @@ class Settler {
   asio::awaitable<void> end_exports(std::optional<Journal>& journal);
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
+  asio::awaitable<void> name_backing_files(GuestDisk& disk);
   asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first);
   asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> settle_bitmaps(GuestDisk disk);
@@ -65,6 +66,8 @@ class Settler {
   bool was_committed(const std::string& local, const std::string& base, const Inventory& inventory,
                      const std::optional<Journal>& journal);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
+  void end_loose_file(const std::string& disk, const std::string& local, const std::string& base,
+                      bool was_below, const std::optional<Journal>& journal);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);

@@ -85,6 +85,9 @@ class RealFiles final : public Files {
 
   void check_readable(const std::string& path) override { File::open(path, O_RDONLY); }
 
+  /// Whoever wrote it: fsync(2) is for the file, not for the descriptor.
+  void sync(const std::string& path) override { File::open(path, O_RDONLY).sync(); }
+
   std::uint64_t allocated(const std::string& path) override {
     constexpr std::uint64_t kUnit = 512;  // stat(2), "st_blocks"
     return static_cast<std::uint64_t>(File::open(path, O_RDONLY).status().st_blocks) * kUnit;

@@ -253,6 +253,23 @@ struct LeftOutRow {
   const char* reason;  // a part of it
 };
 
+/// So QEMU calls an overlay whose header does not name what is below it.
+TEST(Inventory, AnOverlayMayBeCalledByAllItsOptions) {
+  const std::string base = image("/vm/a.qcow2", "qcow2");
+  const std::string overlay = image(
+      R"(json:{"backing": {"driver": "qcow2", "file": {"driver": "file", "filename": "/vm/a.qcow2"}}, )"
+      R"("driver": "qcow2", "file": {"driver": "file", "filename": "/vm/nbdelta-0123abcd-0002-vda.qcow2"}})",
+      "qcow2", base, "/vm/nbdelta-0123abcd-0001-vda.qcow2");
+  const std::string top = node("vda", "qcow2", overlay);
+  const Inventory inventory =
+      inventory_of(list({device("", "vda", top)}), list({top, node("base", "qcow2", base)}));
+  ASSERT_EQ(inventory.disks.size(), 1U);
+  EXPECT_EQ(inventory.disks[0].base_node, "base");
+  ASSERT_EQ(inventory.disks[0].overlays.size(), 1U);
+  EXPECT_EQ(inventory.disks[0].overlays[0].path, "/vm/nbdelta-0123abcd-0002-vda.qcow2");
+  EXPECT_EQ(inventory.disks[0].overlays[0].session.number, 2U);
+}
+
 TEST(Inventory, SaysWhyADiskCannotBeTaken) {
   const LeftOutRow kRows[] = {
       {"luks", "/vm/x.luks", "luks", "luks"},

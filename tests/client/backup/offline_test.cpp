@@ -155,6 +155,22 @@ TEST_P(Offline, CanBeRepeated) {
   expect_truth_in_base();
 }
 
+/// The lower one was committed by a QEMU that died before the file was removed.
+TEST_P(Offline, WhatWasCommittedBelowIsNotCommittedAgain) {
+  two_overlays();
+  environment_->commit_offline(overlay(1));
+  qemu_img({"rebase", "-u", "-f", "qcow2", "-b", base_, "-F", format(), overlay(2)});
+  qemu_io(overlay(2), "qcow2", {"write -P 31 64k 4k"});
+  keep_truth(overlay(2), "qcow2");
+  const Settled settled = recover();
+  EXPECT_EQ(settled.problems, List{});
+  ASSERT_EQ(settled.done.size(), 3U);
+  EXPECT_EQ(settled.done[0], "removed " + overlay(1) + ": it had been committed");
+  EXPECT_EQ(settled.done[1], "committed " + overlay(2) + " into " + base_);
+  EXPECT_EQ(recover().done, List{});
+  expect_truth_in_base();
+}
+
 TEST_P(Offline, CanBeRepeatedAfterACommitThatWasNotFollowedByTheRemoval) {
   two_overlays();
   keep_truth(overlay(2), "qcow2");
@@ -190,6 +206,7 @@ TEST_P(Offline, AForkIsAnErrorThatChangesNothing) {
   one_overlay();
   create_overlay(files_, overlay(3), base_, kSize, base_,
                  image::parse_format(format(), "the test"));
+  set_modified(overlay(3), kSince);  // the first was in use after it
   const auto base = read_file(base_);
   EXPECT_THROW(recover(), Error);
   EXPECT_EQ(read_file(base_), base);

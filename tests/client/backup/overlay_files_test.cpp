@@ -204,16 +204,26 @@ TEST_F(OverlayFiles, BackingNamesMayBeRelative) {
   EXPECT_EQ(over_base(), List{beside(1)});
 }
 
-TEST_F(OverlayFiles, AForkIsAnError) {
+/// The first was below the second, until it was committed into the base.
+TEST_F(OverlayFiles, OfTwoThatLieOverTheSameTheLaterCounts) {
+  create(beside(9));
+  create(beside(10));
+  create_over(beside(11), beside(10));
+  EXPECT_EQ(over_base(), (List{beside(10), beside(11)}));
+  EXPECT_EQ(overlays_directly_over(*files_, base_), (List{beside(9), beside(10)}));
+}
+
+TEST_F(OverlayFiles, AForkOfTwoChainsIsAnError) {
+  const std::string other = folder_of(base_) + "/" + overlay_file_name({"89abcdef", 2}, "vda");
   create(beside(1));
-  create(beside(2));
+  create(other);
   try {
     over_base();
     FAIL();
   } catch (const Error& error) {
     EXPECT_EQ(error.error_number(), EEXIST);
     const std::string message = error.what();
-    for (const std::string& path : {base_, beside(1), beside(2)})
+    for (const std::string& path : {base_, beside(1), other})
       EXPECT_NE(message.find(path), std::string::npos) << message;
   }
 }
@@ -221,7 +231,7 @@ TEST_F(OverlayFiles, AForkIsAnError) {
 TEST_F(OverlayFiles, AForkHigherUpIsAnErrorToo) {
   create(beside(1));
   create_over(beside(2), beside(1));
-  create_over(beside(3), beside(1));
+  create_over(folder_of(base_) + "/" + overlay_file_name({"89abcdef", 2}, "vda"), beside(1));
   EXPECT_THROW(over_base(), Error);
 }
 

@@ -49,14 +49,21 @@ std::string Machine::model(const MachineDisk& disk) const {
   return folder_ / (disk.name + ".model");
 }
 
+std::string Machine::current(const MachineDisk& disk) const {
+  std::ifstream file(folder_ / ("nbdelta-current-" + disk.name + "." + disk.format));
+  std::string overlay;
+  return std::getline(file, overlay) ? overlay : image(disk);
+}
+
+std::string Machine::difference_from_model(const MachineDisk& disk) const {
+  const std::string path = current(disk);
+  return difference(path, path == image(disk) ? disk.format : "qcow2", model(disk), "raw");
+}
+
 Command Machine::disk_arguments(const MachineDisk& disk) const {
   const std::string device = fmt::format("virtio-blk-pci,drive={0},id={0}", disk.name);
-  // Where overlays stay, a guest is started on the current one.
-  std::ifstream current(folder_ / ("nbdelta-current-" + disk.name + "." + disk.format));
-  std::string overlay;
-  const bool on_overlay = static_cast<bool>(std::getline(current, overlay));
-  const std::string path = on_overlay ? overlay : image(disk);
-  const std::string format = on_overlay ? "qcow2" : disk.format;
+  const std::string path = current(disk);
+  const std::string format = path == image(disk) ? disk.format : "qcow2";
   if (disk.by_drive)
     return {"-drive",
             fmt::format("if=none,id={},format={},discard=unmap,file={}", disk.name, format, path),
@@ -68,7 +75,7 @@ Command Machine::disk_arguments(const MachineDisk& disk) const {
           "-device", device};
 }
 
-void Machine::start() {
+void Machine::start(const Command& environment) {
   Command words{find_program("qemu-system-x86_64"),
                 "-nodefaults",
                 "-display",
@@ -85,7 +92,8 @@ void Machine::start() {
     for (const std::string& word : disk_arguments(disk))
       words.push_back(word);
   words.insert(words.end(), extra_arguments_.begin(), extra_arguments_.end());
-  qemu_ = std::make_unique<Background>(words);
+  qemu_ = std::make_unique<Background>(
+      words, ProcessOptions{.input = {}, .environment = environment, .folder = {}});
   const auto deadline = std::chrono::steady_clock::now() + 30s;
   while (!control_) {
     try {

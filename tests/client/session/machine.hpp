@@ -34,12 +34,17 @@ class Machine {
   const std::string& folder() const { return folder_.path(); }
   std::string qmp() const { return folder_ / "qmp"; }
   std::string image(const MachineDisk& disk) const;
+  /// What a guest is started on: the image, or the overlay that is named beside it.
+  std::string current(const MachineDisk& disk) const;
+  /// Empty where what the guest has equals the model. QEMU must have ended.
+  std::string difference_from_model(const MachineDisk& disk) const;
   /// What the disk must hold; raw.
   std::string model(const MachineDisk& disk) const;
   const std::vector<MachineDisk>& disks() const { return disks_; }
   pid_t pid() const { return qemu_->pid(); }
 
-  void start();
+  /// `environment`: variables of this run, "NAME=VALUE".
+  void start(const Command& environment = {});
   /// SIGKILL; returns when it is gone.
   void kill();
   void quit();
