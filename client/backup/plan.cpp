@@ -84,6 +84,14 @@ std::string use_layer(DiskPlan& plan, const SessionId& last) {
   return {};
 }
 
+/// In bytes where the texts for people would be the same.
+std::string size_change(std::uint64_t before, std::uint64_t now) {
+  const std::string text = format_size(before);
+  if (text != format_size(now))
+    return fmt::format("its size was {} and is {}", text, format_size(now));
+  return fmt::format("its size was {} bytes and is {}", before, now);
+}
+
 std::string use_previous(DiskPlan& plan, const Situation& situation, const Options& options) {
   const DiskEntry& previous = *plan.previous;
   const repository::Manifest& latest = *situation.latest;
@@ -95,8 +103,7 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
   if (!options.external && !situation.file_exists(previous))
     return fmt::format("{} of the last restore point is gone", previous.file.value_or("its file"));
   if (previous.size != plan.disk.size)
-    return fmt::format("its size was {} and is {}", format_size(previous.size),
-                       format_size(plan.disk.size));
+    return size_change(previous.size, plan.disk.size);
   if (previous.origin.path != plan.disk.base_path)
     return fmt::format("its image was {} and is {}", previous.origin.path, plan.disk.base_path);
   const SessionId last{latest.chain, latest.number};

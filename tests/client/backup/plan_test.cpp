@@ -172,7 +172,7 @@ INSTANTIATE_TEST_SUITE_P(
         Row{"disk_has_grown", [](auto& s, auto&) { s.inventory.disks[0].size = 2 * kGiB; },
             MapSource::none, "its size was 1.00 GiB and is 2.00 GiB"},
         Row{"disk_has_grown_a_sector", [](auto& s, auto&) { s.inventory.disks[0].size += 512; },
-            MapSource::none, "its size was"},
+            MapSource::none, "its size was 1073741824 bytes and is 1073742336"},
         Row{"file_gone",
             [](auto& s, auto&) {
               s.file_exists = [](const repository::DiskEntry& e) { return e.name != "vda"; };
