@@ -34,6 +34,9 @@ class Framer {
   /// are passed over. Throws Error (EMSGSIZE) for a line that is too long.
   std::optional<std::string> next();
 
+  /// What has come of the next message, after next() has returned nothing; valid until feed().
+  std::string_view unfinished() const { return std::string_view(buffer_).substr(start_); }
+
   /// Drops what is buffered and what comes, up to and with the next delimiter: what stood before it
   /// answers somebody else's question.
   void skip_to_delimiter() { skipping_ = true; }

@@ -58,12 +58,11 @@ asio::awaitable<qapi::json::value> Agent::answer(std::string command, Clock::Tim
 
 asio::awaitable<qapi::ServerMessage> Agent::receive() {
   while (true) {
-    if (const auto line = framer_.next()) {
-      try {
+    try {
+      if (const auto line = framer_.next())
         co_return qapi::parse_server_message(*line);
-      } catch (const Error& error) {
-        fail(error.error_number(), "{}: {}", name(), error.what());
-      }
+    } catch (const Error& error) {
+      fail(error.error_number(), "{}: {}", name(), error.what());
     }
     framer_.feed(co_await channel_->receive());
   }

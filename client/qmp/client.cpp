@@ -60,13 +60,16 @@ asio::awaitable<qapi::json::value> Client::exchange(qapi::Command command) {
 
 asio::awaitable<qapi::ServerMessage> Client::receive() {
   while (true) {
-    if (const auto line = framer_.next()) {
-      try {
+    try {
+      if (const auto line = framer_.next())
         co_return qapi::parse_server_message(*line);
-      } catch (const Error& error) {
-        fail(error.error_number(), "{}: {}", name(), error.what());
-      }
+    } catch (const Error& error) {
+      fail(error.error_number(), "{}: {}", name(), error.what());
     }
+    const std::string_view begun = framer_.unfinished();
+    const std::size_t first = begun.find_first_not_of(" \r");
+    if (first != std::string_view::npos && begun[first] != '{')  // its line may never end
+      fail(EPROTO, "{}: is no QMP server: what it says is no JSON object", name());
     framer_.feed(co_await channel_->receive());
   }
 }

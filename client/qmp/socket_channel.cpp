@@ -59,12 +59,17 @@ bool is_path(std::string_view address) {
   return address.find('/') != std::string_view::npos || address.find(':') == std::string_view::npos;
 }
 
-asio::awaitable<Socket> connect_path(std::string path) {
+asio::awaitable<Socket> connect_path(std::string path, std::string name) {
   if (path.size() >= sizeof(sockaddr_un::sun_path))
-    fail(ENAMETOOLONG, "a Unix socket's path has at most {} bytes",
+    fail(ENAMETOOLONG, "{}: a Unix socket's path has at most {} bytes", name,
          sizeof(sockaddr_un::sun_path) - 1);
   asio::local::stream_protocol::socket socket(co_await asio::this_coro::executor);
   co_await socket.async_connect(asio::local::stream_protocol::endpoint(path), asio::use_awaitable);
+  // connect(2) says EAGAIN where the server's queue is full, which Asio takes for EINPROGRESS.
+  boost::system::error_code not_connected;
+  socket.remote_endpoint(not_connected);
+  if (not_connected)
+    fail(EAGAIN, "{}: takes no more connections: others wait for it already", name);
   co_return Socket(std::move(socket));
 }
 
@@ -83,9 +88,9 @@ asio::awaitable<Socket> connect_host(std::string address) {
   co_return Socket(std::move(socket));
 }
 
-asio::awaitable<Socket> connect_either(const std::string& address) {
+asio::awaitable<Socket> connect_either(const std::string& address, const std::string& name) {
   if (is_path(address))
-    return connect_path(address);
+    return connect_path(address, name);
   return connect_host(address);
 }
 
@@ -95,7 +100,7 @@ asio::awaitable<std::unique_ptr<Channel>> connect(std::string address, std::stri
                                                   Clock& clock, Clock::Time deadline) {
   std::string name = what + " at " + address;
   try {
-    asio::awaitable<Socket> attempt = connect_either(address);
+    asio::awaitable<Socket> attempt = connect_either(address, name);
     Socket socket = co_await before(clock, deadline, std::move(attempt),
                                     name + ": does not take the connection");
     co_return std::make_unique<SocketChannel>(std::move(socket), std::move(name));

@@ -66,6 +66,7 @@ TEST_F(Conversation, WhatIsNoQmpServerIsRefused) {
       {"an_event_first", event(1), EPROTO, "is no QMP server"},
       {"ssh", "SSH-2.0-OpenSSH_9.2\r\n", EPROTO, "SSH-2.0"},
       {"nbd", std::string("NBDMAGICIHAVEOPT\0\3\n", 19), EPROTO, "NBDMAGIC"},
+      {"nbd_without_a_line", std::string("NBDMAGICIHAVEOPT\0\3", 18), EPROTO, "no JSON object"},
       {"http", "HTTP/1.1 400 Bad Request\r\n\r\n", EPROTO, "HTTP/1.1"},
       {"silence", "", ETIMEDOUT, "no greeting came"},
       {"half_a_greeting", "{\"QMP\": {", ETIMEDOUT, "no greeting came"},
@@ -379,14 +380,60 @@ TEST_F(Conversation, ConnectingSaysWhatIsWrongWhere) {
             ADD_FAILURE() << row.first;
           } catch (const Error& error) {
             EXPECT_EQ(error.error_number(), row.second) << error.what();
-            if (row.second != ENAMETOOLONG) {
-              EXPECT_IN("QMP at " + row.first, error.what());
-            }
+            EXPECT_IN("QMP at " + row.first, error.what());
           }
         }
       },
       [](const std::exception_ptr& error) { EXPECT_FALSE(error); });
   loop_.run_for(20s);
+}
+
+/// Nobody takes connections: QEMU, while it has a client.
+TEST_F(Conversation, AServerWhoseQueueIsFullIsNotTakenForOneThatAnswers) {
+  const testing::TempFolder folder;
+  RealClock clock;
+  asio::local::stream_protocol::acceptor acceptor(
+      loop_, asio::local::stream_protocol::endpoint(folder / "sock"));
+  acceptor.listen(0);
+  std::string error;
+  asio::co_spawn(
+      loop_,
+      [&]() -> asio::awaitable<void> {
+        std::vector<std::unique_ptr<Channel>> waiting;
+        while (waiting.size() < 10)
+          waiting.push_back(co_await connect(folder / "sock", "QMP", clock, clock.now() + 10s));
+      },
+      [&](const std::exception_ptr& thrown) {
+        try {
+          if (thrown)
+            std::rethrow_exception(thrown);
+        } catch (const Error& refused) {
+          EXPECT_EQ(refused.error_number(), EAGAIN);
+          error = refused.what();
+        }
+      });
+  loop_.run_for(20s);
+  EXPECT_EQ(error, "QMP at " + (folder / "sock") +
+                       ": takes no more connections: others wait for it already");
+}
+
+TEST_F(ClientTest, AMessageThatIsTooLongIsSaidToBe) {
+  spawn([&]() -> asio::awaitable<void> {
+    try {
+      co_await client_.call(qapi::QueryStatus{});
+      ADD_FAILURE();
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), EMSGSIZE);
+      EXPECT_IN("QMP at here: a message of more than", error.what());
+    }
+  });
+  spawn_server([&]() -> asio::awaitable<void> {
+    co_await peer_->send("{\"event\": \"");
+    const std::string much(std::size_t{1} << 20, 'x');
+    while (true)
+      co_await peer_->send(much);
+  });
+  run();
 }
 
 }  // namespace
