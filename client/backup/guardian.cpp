@@ -19,9 +19,10 @@ constexpr Clock::Duration kPresync = 30s;
 constexpr Clock::Duration kPresyncPoll = 20ms;
 constexpr Clock::Duration kThaw = 10s;     // a guest that thaws writes what was held back
 constexpr Clock::Duration kAttempt = 2s;   // of the thaws after a first one that went wrong
-constexpr int kRefusals = 3;               // in a row: nobody listens there any more
 constexpr Clock::Duration kConfirm = 20s;  // what a session waits for
 constexpr Clock::Duration kLongestPause = 2s;
+constexpr Clock::Duration kGone = 60s;  // refused all that time: the guest is gone, and not just
+                                        // what forwards its channel
 
 /// What the session reads. Errors of the agent keep their class.
 std::string error_line(const std::string& error_class, const std::string& description,
@@ -293,30 +294,19 @@ asio::awaitable<void> Guardian::try_to_thaw(Clock::Time deadline) {
 
 /// The session is gone.
 asio::awaitable<void> Guardian::last_thaw() {
-  int refused = 0;
+  std::optional<Clock::Time> refused_since;
   while (frozen_) {
-    std::string why;
     try {
       co_await try_to_thaw(clock_->now() + kAttempt);
       continue;
     } catch (const Error& error) {
-      why = error.what();
-    }
-    if (!agent_) {
-      // Whoever holds the other end of the agent's channel has gone: with it the guest, unless it
-      // comes back now.
-      co_await clock_->wait(pause_);
-      try {
-        co_await ensure_agent(clock_->now() + kAttempt);
-        refused = 0;
-      } catch (const TimedOut&) {
-      } catch (const Error& error) {
-        const bool nobody_there =
-            error.error_number() == ENOENT || error.error_number() == ECONNREFUSED;
-        if (nobody_there && ++refused == kRefusals)
-          fail(error.error_number(), "the guest may be frozen, and its agent's channel is gone: {}",
-               error.what());
-      }
+      const int why = error.error_number();
+      if (agent_ || (why != ENOENT && why != ECONNREFUSED))
+        refused_since.reset();
+      else if (!refused_since)
+        refused_since = clock_->now();
+      else if (clock_->now() - *refused_since >= kGone)
+        fail(why, "the guest may be frozen, and its agent's channel is gone: {}", error.what());
     }
     co_await clock_->wait(pause_);
   }

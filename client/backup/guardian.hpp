@@ -17,7 +17,8 @@ namespace nbdelta::client::backup {
 /// Owns the channel of the guest agent for a session, and sees to it that the guest is thawed: when
 /// asked, at the deadline, when the session's end of `session` closes (its process died), and
 /// after a freeze that failed or was not answered (it may have frozen the guest all the same). It
-/// tries until the agent says `thawed`, or nobody takes its connection any more.
+/// tries until the agent says `thawed`, or the session is gone and nobody has listened at the
+/// agent's address for a minute: then the guest is gone.
 ///
 /// Runs in a process of its own, so that nothing that befalls the session befalls it.
 ///

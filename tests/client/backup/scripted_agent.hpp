@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <system_error>
 #include <vector>
 
 #include "client/backup/guardian.hpp"
@@ -43,7 +44,7 @@ class ScriptedAgent {
 
   Script script = [](const std::string&, int) { return Behaviour{}; };
   bool frozen = false;
-  std::function<bool()> reachable = [] { return true; };
+  std::function<int()> reachable = [] { return 0; };  // or why not: an errno value
   std::vector<Seen> seen;
   std::optional<Clock::Time> frozen_at;
   std::optional<Clock::Time> thawed_at;  // the first thaw after the freeze
@@ -68,8 +69,8 @@ class ScriptedAgent {
 
  private:
   asio::awaitable<std::unique_ptr<qmp::Channel>> open() {
-    if (!reachable())
-      fail(ECONNREFUSED, "the guest agent at here: Connection refused");
+    if (const int error = reachable())
+      fail(error, "the guest agent at here: {}", std::generic_category().message(error));
     ++connections;
     auto [ours, theirs] = connection_("the guest agent at here");
     const auto peer = std::make_shared<Peer>(std::move(theirs));
