@@ -37,6 +37,21 @@ const JournalDisk* find_entry(const std::optional<Journal>& journal, const std::
   return nullptr;
 }
 
+/// Whether the base was written to later than all that lies over it, though no session that may
+/// have done so is known. Must be asked before a commit, which writes to what is below.
+bool is_newer_without_reason(Files& files, const std::string& base,
+                             const std::vector<std::string>& overlays,
+                             const std::optional<Journal>& journal) {
+  std::optional<std::int64_t> written;
+  for (const std::string& overlay : overlays) {
+    if (find_entry(journal, overlay) != nullptr)
+      return false;
+    if (!files.overlay_is_empty(overlay))
+      written = std::max(written.value_or(0), files.modified(overlay));
+  }
+  return written && files.modified(base) > *written + kMargin_s;
+}
+
 }  // namespace
 
 Settled recover_offline(Environment& environment, const std::string& image,
@@ -49,6 +64,15 @@ Settled recover_offline(Environment& environment, const std::string& image,
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
   environment.end_servers(images, [](const SessionId&) { return true; });
+  if (is_newer_without_reason(files, base, overlays, journal)) {
+    settled.problems.push_back(fmt::format(
+        "{}: was written to later than {}, and no session is known that says why: the guest may "
+        "have been started without it. Both are left as they are. Name the repository (--vm, "
+        "--to) where there is one; where the overlay is right, 'qemu-img commit {}', then remove "
+        "it",
+        base, overlays.back(), overlays.back()));
+    return settled;
+  }
   for (const std::string& below : images)
     for (const std::string& overlay : overlays_directly_over(files, below))
       if (!images.count(overlay)) {  // before anything else: alone, it would look like the last one
@@ -73,16 +97,6 @@ Settled recover_offline(Environment& environment, const std::string& image,
         return settled;
       }
       committed = moved == Moved::yes;
-    }
-    if (entry == nullptr && overlays.size() == 1 &&
-        files.modified(base) > files.modified(top) + kMargin_s && !files.overlay_is_empty(top)) {
-      settled.problems.push_back(fmt::format(
-          "{}: was written to later than {}, and no session is known that says why: the guest may "
-          "have been started without it. Both are left as they are. Name the repository (--vm, "
-          "--to) "
-          "where there is one; where the overlay is right, 'qemu-img commit {}', then remove it",
-          base, top, top));
-      return settled;
     }
     if (committed) {
       settled.done.push_back(fmt::format("{}: had been committed", top));

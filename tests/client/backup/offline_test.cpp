@@ -299,6 +299,7 @@ TEST_P(Offline, WhatWasBeingCompletedIsDecidedByWhatWasWrittenLast) {
       {"overlay_newer_than_both", kSince + 3600, kSince + 5, Moved::overlay_is_right},
       {"base_newer", kSince - 5, kSince + 60, Moved::base_is_right},
       {"base_newer_overlay_in_the_margin", kSince + 10, kSince + 11, Moved::base_is_right},
+      {"both_newer", kSince + 3600, kSince + 60, Moved::unknown},
       {"neither", kSince - 60, kSince - 60, Moved::unknown},
       {"both_in_the_margin", kSince + 10, kSince + 10, Moved::unknown},
   };
@@ -343,6 +344,103 @@ TEST_P(Offline, AnEmptyOverlayThatWasBeingCompletedNeedsNoDecision) {
   EXPECT_EQ(settled.problems, List{});
   EXPECT_FALSE(files_.exists(overlay(1)));
   expect_truth_in_base();
+}
+
+/// Of a stack, the topmost is what the guest was moved from; what is below it follows.
+TEST_P(Offline, AStackWhoseTopWasBeingCompletedIsDecidedAsOne) {
+  for (const bool moved : {false, true}) {
+    two_overlays();
+    keep_truth(overlay(moved ? 1 : 2), "qcow2");
+    journal_.reset();
+    journal_entry(2).completing = true;
+    set_modified(overlay(2), moved ? kSince - 5 : kSince + 60);
+    set_modified(base_, moved ? kSince + 60 : kSince - 5);
+    const Settled settled = recover();
+    EXPECT_EQ(settled.problems, List{});
+    EXPECT_EQ(mentions(settled.done, overlay(2) + ": had been committed"), moved);
+    EXPECT_FALSE(files_.exists(overlay(1)));
+    EXPECT_FALSE(files_.exists(overlay(2)));
+    expect_truth_in_base();
+  }
+}
+
+/// A guest that was started without its overlays has written to the base.
+class Newer : public Offline {
+ protected:
+  /// Says so, and changes nothing, however often.
+  void expect_left(const std::string& top) {
+    const auto base = read_file(base_);
+    const auto overlay = read_file(top);
+    for (int i = 0; i < 2; ++i) {
+      const Settled settled = recover();
+      EXPECT_EQ(settled.done, List{});
+      ASSERT_EQ(settled.problems.size(), 1U);
+      for (const std::string& what : {base_, top, std::string("qemu-img commit")})
+        EXPECT_TRUE(mentions(settled.problems, what)) << settled.problems[0];
+      ASSERT_TRUE(files_.exists(top));
+      EXPECT_EQ(read_file(base_), base);
+      EXPECT_EQ(read_file(top), overlay);
+    }
+  }
+  void expect_committed(const std::string& top) {
+    keep_truth(top, "qcow2");
+    EXPECT_EQ(recover().problems, List{});
+    EXPECT_FALSE(files_.exists(top));
+    expect_truth_in_base();
+  }
+};
+
+INSTANTIATE_TEST_SUITE_P(Formats, Newer, ::testing::Values("qcow2", "raw"),
+                         [](const auto& row) { return std::string(row.param); });
+
+TEST_P(Newer, ThanTheOverlayAndNoSessionIsKnown) {
+  one_overlay();
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince + 11);
+  expect_left(overlay(1));
+  journal_entry(7);  // another session's says nothing
+  expect_left(overlay(1));
+}
+
+TEST_P(Newer, ThanAStackOfOverlays) {
+  two_overlays();
+  set_modified(overlay(1), kSince - 60);
+  set_modified(overlay(2), kSince);
+  set_modified(base_, kSince + 11);
+  const auto lower = read_file(overlay(1));
+  expect_left(overlay(2));
+  EXPECT_EQ(read_file(overlay(1)), lower);
+}
+
+TEST_P(Newer, ThanSomeOfAStackIsWhatACommitBelowDoes) {
+  two_overlays();
+  set_modified(overlay(1), kSince - 60);
+  set_modified(base_, kSince);
+  set_modified(overlay(2), kSince + 5);
+  expect_committed(overlay(2));
+}
+
+TEST_P(Newer, ByNoMoreThanTheMargin) {
+  one_overlay();
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince + 10);
+  expect_committed(overlay(1));
+}
+
+TEST_P(Newer, ThanAnEmptyOverlayIsNoMatter) {
+  create_overlay(files_, overlay(1), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince + 3600);
+  expect_committed(overlay(1));
+}
+
+TEST_P(Newer, AndTheSessionThatWroteIsKnown) {
+  one_overlay();
+  journal_entry(1);
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince + 3600);
+  expect_committed(overlay(1));
 }
 
 }  // namespace
