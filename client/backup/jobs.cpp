@@ -108,11 +108,14 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
   }
   if (info.error)
     co_await dismiss_failed(qmp, info);
-  // Somebody else may have ended it where it was.
+  // Somebody else may have ended it where it was, or have taken the disk away.
   const auto devices = co_await qmp.call(qapi::QueryBlock{});
-  for (const qapi::DeviceInfo& device : devices)
-    if (device.inserted && device.inserted->node_name == top)
-      fail(EIO, "the commit has ended without moving the guest to {}", base);
+  const bool moved =
+      std::any_of(devices.begin(), devices.end(), [&](const qapi::DeviceInfo& device) {
+        return device.inserted && device.inserted->node_name == base;
+      });
+  if (!moved)
+    fail(EIO, "the commit has ended without moving the guest to {}", base);
   hooks.committed();
   const qapi::JobDismiss job_dismiss{.id = job};
   co_await qmp.call(job_dismiss);
