@@ -74,6 +74,19 @@ std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeI
   return overlay.image.filename;
 }
 
+bool is_of(const Journal& journal, const std::string& overlay) {
+  return std::any_of(journal.disks.begin(), journal.disks.end(),
+                     [&](const JournalDisk& disk) { return disk.overlay_local == overlay; });
+}
+
+/// Of an overlay whose disk was taken away from the guest.
+std::string left_behind(const std::string& overlay, const std::string& base) {
+  return fmt::format(
+      "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta recover "
+      "--offline {}' commits it when nobody uses that image",
+      overlay, base);
+}
+
 }  // namespace
 
 std::string journal_path(const std::string& folder) {
@@ -215,8 +228,15 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   std::vector<StackedOverlay>& overlays = disk.overlays;
   if (overlays.empty())
     co_return true;
+  const auto is_ours = [this](const StackedOverlay& overlay) { return ours(overlay.session); };
+  if (std::none_of(overlays.begin(), overlays.end(), is_ours)) {
+    settled_.done.push_back(
+        fmt::format("{}: left as it is: it runs on an overlay of another backup ({})", disk.name,
+                    overlays.front().path));
+    co_return false;
+  }
   for (const StackedOverlay& overlay : overlays)
-    if (!ours(overlay.session))
+    if (!is_ours(overlay))
       fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
 
   co_await name_backing_files(disk);
@@ -472,7 +492,9 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   std::set<std::string> in_use;  // files
   const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   std::set<std::string> stacked;  // nodes
+  std::set<std::string> bases;
   for (const GuestDisk& disk : inventory.disks) {
+    bases.insert(disk.base_local);
     in_use.insert(disk.below_base.begin(), disk.below_base.end());
     for (const StackedOverlay& overlay : disk.overlays) {
       in_use.insert(overlay.local);
@@ -497,11 +519,8 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
         is_expendable(local, journal) || was_committed(local, base, inventory, journal);
     if (expendable)
       drop_overlay(local, base);
-    else
-      settled_.problems.push_back(fmt::format(
-          "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta "
-          "recover --offline {}' commits it when nobody uses that image",
-          local, base));
+    else if (!journal || !is_of(*journal, local))
+      settled_.problems.push_back(left_behind(local, base));
   }
   std::map<std::string, const GuestDisk*> loose;
   for (const GuestDisk& disk : inventory.disks)
@@ -516,9 +535,14 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   for (const auto& [local, disk] : loose)
     if (!in_use.count(local))
       end_loose_file(disk->name, local, disk->base_local, was_below(local, *disk), journal);
-  for (const auto& [local, disk] : intended)  // a disk that the guest does not have any more
-    if (!in_use.count(local) && !loose.count(local))
+  for (const auto& [local, disk] : intended) {
+    if (in_use.count(local) || loose.count(local))
+      continue;
+    if (bases.count(disk.base_local) || is_expendable(local, journal))
       end_loose_file(disk.name, local, disk.base_local, false, journal);
+    else  // a disk that the guest does not have any more
+      settled_.problems.push_back(left_behind(local, disk.base_local));
+  }
 }
 
 void Settler::end_loose_file(const std::string& disk, const std::string& local,
