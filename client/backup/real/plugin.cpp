@@ -146,8 +146,9 @@ class PluginServer final : public Server {
   asio::awaitable<void> wait_until_ready(Clock& clock) {
     const Clock::Time deadline = clock.now() + kStart;
     while (!read_process_id()) {
-      const bool may_end = request_.lifetime == Lifetime::ended && child_->status() == 0;
-      if (!child_->running() && !may_end)
+      const std::optional<int> ended = child_->status();  // asked once: it may end at any moment
+      const bool may_end = request_.lifetime == Lifetime::ended && ended == 0;
+      if (ended && !may_end)
         fail(EIO, "nbdkit ended instead of serving {}: {}", request_.image, said());
       if (clock.now() > deadline)
         fail(ETIMEDOUT, "nbdkit does not serve {}: {}", request_.image, said());
