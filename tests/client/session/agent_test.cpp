@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <iostream>
+#include <memory>
+#include <sstream>
 #include <thread>
 
 #include "tests/client/session/fake_agent.hpp"
@@ -100,27 +102,42 @@ TEST_F(AgentTest, AgentThatDiesInTheFreeze) {
   EXPECT_GE(agent_->count("guest-fsfreeze-thaw"), 1);
 }
 
-TEST_F(AgentTest, AgentsThatCannotBeUsed) {
-  const struct {
+/// Side by side: most of their time goes by in waiting for an answer.
+TEST(Agent, ThatCannotBeUsed) {
+  struct Row {
     AgentFaults faults;
     std::string message;
-  } rows[] = {
+  };
+  const Row kRows[] = {
       {{.silent = true}, "does not answer guest-sync-delimited"},
       {{.garbage = true}, "does not answer guest-sync-delimited"},
       {{.frozen_already = true}, "the guest is frozen already"},
   };
-  for (const auto& row : rows) {
-    agent_.reset();
-    std::filesystem::remove(address());
-    start_agent(row.faults);
-    const Outcome outcome = run(command({}));
-    EXPECT_EQ(outcome.status, 0) << outcome.err;
-    EXPECT_THAT(outcome.err, HasSubstr(row.message));
-    EXPECT_EQ(agent_->count("guest-fsfreeze-freeze"), 0);
-    const Outcome required = run(command({"--quiesce", "require"}));
-    EXPECT_EQ(required.status, 3);
-    EXPECT_THAT(required.err, HasSubstr(row.message));
-    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  struct Case {
+    Case(const Row& tried, const std::string& quiesce)
+        : row(tried), status(quiesce == "require" ? 3 : 0), agent(address, tried.faults) {
+      const Command more{"--agent", address, "--quiesce", quiesce};
+      nbdelta.emplace(points.command("backup", more));
+    }
+    const Row& row;
+    int status;
+    Machine machine{{{.name = "vda"}}};
+    Points points{machine};
+    std::string address = machine.folder() + "/agent";
+    FakeAgent agent;
+    std::optional<Background> nbdelta;
+  };
+  std::vector<std::unique_ptr<Case>> cases;
+  for (const Row& row : kRows)
+    for (const char* quiesce : {"auto", "require"})
+      cases.push_back(std::make_unique<Case>(row, quiesce));
+  for (const auto& each : cases) {
+    const auto outcome = each->nbdelta->wait(60s);
+    ASSERT_TRUE(outcome);
+    EXPECT_EQ(outcome->status, each->status) << outcome->err;
+    EXPECT_THAT(outcome->err, HasSubstr(each->row.message));
+    EXPECT_EQ(each->agent.count("guest-fsfreeze-freeze"), 0);
+    EXPECT_THAT(each->machine.leftovers(), IsEmpty());
   }
 }
 
@@ -141,18 +158,12 @@ TEST_F(AgentTest, RequiredFreezeThatFailsLeavesNothing) {
   EXPECT_EQ(type_of(points_.backup()), "incremental");
 }
 
-/// Of nbdelta, of its guardian, and of both, while the guest is frozen.
-TEST_F(AgentTest, DeathInTheFreeze) {
-  points_.backup();
-  const auto processes = [](const std::string& what) {
-    std::vector<pid_t> pids;
-    const Outcome found = run({"pgrep", "-f", what});
-    std::istringstream lines(found.out);
-    for (pid_t pid = 0; lines >> pid;)
-      pids.push_back(pid);
-    return pids;
-  };
-  for (const std::string victims : {"nbdelta", "guardian", "both"}) {
+class Death : public AgentTest {
+ protected:
+  Death() { points_.backup(); }
+
+  /// A backup whose "nbdelta", "guardian" or "both" are killed while the guest is frozen.
+  Outcome die_in_the_freeze(const std::string& victims) {
     agent_.reset();
     std::filesystem::remove(address());
     start_agent({.freeze_takes = 700ms});
@@ -161,30 +172,62 @@ TEST_F(AgentTest, DeathInTheFreeze) {
     while (!agent_->frozen())
       std::this_thread::sleep_for(1ms);
     std::this_thread::sleep_for(100ms);
-    const std::vector<pid_t> guardians = processes("guardian " + address());
-    ASSERT_EQ(guardians.size(), 1U);
-    if (victims != "nbdelta")
-      ::kill(guardians[0], SIGKILL);
+    std::istringstream guardians(run({"pgrep", "-f", "guardian " + address()}).out);
+    pid_t guardian = 0;
+    EXPECT_TRUE(guardians >> guardian);
+    if (victims != "nbdelta" && guardian > 0)
+      ::kill(guardian, SIGKILL);
     if (victims != "guardian")
       nbdelta.signal(SIGKILL);
-    const auto outcome = nbdelta.wait(60s);
-    ASSERT_TRUE(outcome);
-    if (victims == "both") {
-      run_ok(points_.command("recover", {"--agent", address()}));
-    } else {
-      for (int i = 0; i < 500 && agent_->frozen(); ++i)
-        std::this_thread::sleep_for(10ms);
-    }
-    std::cout << "  killed " << victims << ": status " << outcome->status << ", frozen for "
-              << agent_->frozen_for().count() << " s\n";
-    EXPECT_FALSE(agent_->frozen()) << victims;
-    if (victims == "guardian") {
-      EXPECT_EQ(outcome->status, 0) << outcome->err;
-    }
+    return nbdelta.wait(60s).value();
+  }
+
+  void wait_for_the_thaw() const {
+    for (int i = 0; i < 500 && agent_->frozen(); ++i)
+      std::this_thread::sleep_for(10ms);
+    EXPECT_FALSE(agent_->frozen());
+  }
+
+  void expect_all_right() {
     EXPECT_EQ(type_of(points_.backup()), "incremental");
     EXPECT_THAT(machine_.leftovers(), IsEmpty());
+    points_.check();
   }
-  points_.check();
+};
+
+TEST_F(Death, InTheFreeze) {
+  for (const std::string victims : {"nbdelta", "guardian", "both"}) {
+    SCOPED_TRACE(victims);
+    const Outcome outcome = die_in_the_freeze(victims);
+    if (victims == "both")
+      run_ok(points_.command("recover", {"--agent", address()}));
+    wait_for_the_thaw();
+    std::cout << "  killed " << victims << ": status " << outcome.status << ", frozen for "
+              << agent_->frozen_for().count() << " s\n";
+    if (victims == "guardian") {
+      EXPECT_EQ(outcome.status, 0) << outcome.err;
+    }
+    expect_all_right();
+  }
+}
+
+/// The guest's agent is in the journal, and QEMU may hang.
+TEST_F(Death, TheNextOneThawsBeforeItSpeaksToQemu) {
+  for (const char* next : {"recover", "backup"}) {
+    SCOPED_TRACE(next);
+    die_in_the_freeze("both");
+    EXPECT_EQ(points_.phase(), "window");
+    ::kill(machine_.pid(), SIGSTOP);
+    Background nbdelta(points_.command(next));
+    wait_for_the_thaw();
+    EXPECT_TRUE(nbdelta.running());
+    ::kill(machine_.pid(), SIGCONT);
+    const auto outcome = nbdelta.wait(60s);
+    ASSERT_TRUE(outcome);
+    EXPECT_EQ(outcome->status, 0) << outcome->err;
+    EXPECT_THAT(outcome->err, HasSubstr("thawed 2 file systems of the guest"));
+    expect_all_right();
+  }
 }
 
 }  // namespace

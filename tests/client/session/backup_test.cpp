@@ -1,9 +1,8 @@
 #include <fmt/format.h>
 
-#include <chrono>
 #include <filesystem>
-#include <thread>
 
+#include "tests/client/session/qmp_tap.hpp"
 #include "tests/client/session/session_test.hpp"
 
 namespace nbdelta::testing {
@@ -129,25 +128,12 @@ TEST(Backup, DisksComeGoAndGrow) {
               HasSubstr("its size was 32.0 MiB and is 48.0 MiB"));
 }
 
-/// Between nbdelta and QEMU; keeps what nbdelta says.
-class Listener {
- public:
-  Listener(const std::string& listen, const std::string& to)
-      : process_({"socat", "-v", "UNIX-LISTEN:" + listen + ",fork", "UNIX-CONNECT:" + to}) {
-    while (!std::filesystem::exists(listen))
-      std::this_thread::sleep_for(std::chrono::milliseconds(2));
-  }
-  std::size_t count(const std::string& what) const {
-    std::size_t n = 0;
-    const std::string text = process_.err();
-    for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1))
-      ++n;
-    return n;
-  }
-
- private:
-  Background process_;
-};
+std::size_t count(const std::string& text, const std::string& what) {
+  std::size_t n = 0;
+  for (std::size_t at = text.find(what); at != std::string::npos; at = text.find(what, at + 1))
+    ++n;
+  return n;
+}
 
 TEST(Backup, SixteenDisksSwitchInOneTransaction) {
   std::vector<MachineDisk> disks;
@@ -159,10 +145,13 @@ TEST(Backup, SixteenDisksSwitchInOneTransaction) {
   machine.write_at_random(random, 30);
   points.backup();
   machine.write_at_random(random, 30);
-  const Listener listener(machine.folder() + "/tap", machine.qmp());
-  points.backup({"--qmp", machine.folder() + "/tap"});
-  EXPECT_EQ(listener.count(R"("execute":"transaction")"), 1U);
-  EXPECT_EQ(listener.count(R"("type":"blockdev-snapshot")"), 16U);
+  std::string said;
+  const QmpTap tap(machine.folder() + "/tap", machine.qmp(),
+                   [&](const std::string& command) { said += command; });
+  points.connect_to(tap.path());
+  points.backup();
+  EXPECT_EQ(count(said, R"("execute":"transaction")"), 1U);
+  EXPECT_EQ(count(said, R"("type":"blockdev-snapshot")"), 16U);
   points.check();
   EXPECT_THAT(machine.leftovers(), IsEmpty());
 }

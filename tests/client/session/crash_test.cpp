@@ -2,10 +2,8 @@
 #include <signal.h>
 
 #include <chrono>
-#include <fstream>
 #include <functional>
 #include <iostream>
-#include <sstream>
 #include <thread>
 
 #include "tests/client/session/session_test.hpp"
@@ -20,30 +18,6 @@ namespace json = boost::json;
 using Milliseconds = std::chrono::duration<double, std::milli>;
 
 constexpr int kPoints = 16;
-
-std::string text_of_file(const std::string& path) {
-  std::ifstream file(path);
-  std::stringstream text;
-  text << file.rdbuf();
-  return text.str();
-}
-
-/// Children of a process, by what /proc says.
-std::vector<pid_t> children_of(pid_t parent, const std::string& name) {
-  std::vector<pid_t> found;
-  for (const auto& entry : fs::directory_iterator("/proc")) {
-    const std::string number = entry.path().filename();
-    if (number.find_first_not_of("0123456789") != std::string::npos)
-      continue;
-    const std::string stat = text_of_file(entry.path() / "stat");
-    const std::size_t end = stat.rfind(')');
-    if (end == std::string::npos || stat.size() < end + 4)
-      continue;
-    if (std::atoi(stat.c_str() + end + 4) == parent && stat.find(name) < end)
-      found.push_back(std::atoi(number.c_str()));
-  }
-  return found;
-}
 
 /// The plugins that serve its images, and hold their locks.
 void kill_servers_of(const Machine& machine) {
@@ -72,10 +46,6 @@ class Crash : public ::testing::TestWithParam<const char*> {
   }
 
   void backup() { last_ = points_.backup({"--tracking", GetParam()}); }
-  std::string phase() const {
-    const std::string text = text_of_file(points_.vm_folder() + "/nbdelta-session.json");
-    return text.empty() ? "no journal" : std::string(json::parse(text).at("phase").as_string());
-  }
 
   /// Starts a backup and lets `kill` loose on it after a share of the time that one takes.
   Outcome disturbed(int point, const std::function<void(pid_t nbdelta)>& kill) {
@@ -84,7 +54,7 @@ class Crash : public ::testing::TestWithParam<const char*> {
     const double share = static_cast<double>(random_.below(1000)) / 1000;
     const Milliseconds delay = session_ * (point + share) / kPoints;
     std::this_thread::sleep_for(delay);
-    phase_ = phase();
+    phase_ = points_.phase();
     kill(nbdelta.pid());
     const auto outcome = nbdelta.wait(120s);
     if (!outcome)
@@ -115,7 +85,7 @@ class Crash : public ::testing::TestWithParam<const char*> {
     if (std::string(GetParam()) == "bitmap") {
       EXPECT_THAT(machine_.leftovers(), IsEmpty());
     }
-    EXPECT_EQ(phase(), "no journal");
+    EXPECT_EQ(points_.phase(), "no journal");
   }
 
   void next_backup_is_incremental() {

@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "tests/client/session/session_test.hpp"
+#include "tests/client/session/small_file_system.hpp"
 
 /// What bad input gets: a message that says what and where, the guest as it was, nothing of ours
 /// left, and the next incremental complete.
@@ -42,13 +43,14 @@ TEST_F(Refusal, Sockets) {
   };
   expect_refused(words("/nowhere/qmp"), 1, "QMP at /nowhere/qmp: No such file or directory");
   expect_refused(words("127.0.0.1:1"), 1, "QMP at 127.0.0.1:1: Connection refused");
-  expect_refused(words(std::string(200, 'x')), 1, "a Unix socket's path has at most 107 bytes");
+  const std::string much = "/" + std::string(200, 'x');
+  expect_refused(words(much), 1, "QMP at " + much + ": a Unix socket's path has at most 107 bytes");
   // It speaks, but not QMP.
   const TempFolder folder;
   create_image(folder / "x.raw", "raw", 1 << 20);
   const NbdServer server = NbdServer::qemu_nbd({"-f", "raw", folder / "x.raw"});
   const std::string uri = server.uri("");
-  expect_refused(words(uri.substr(uri.find("socket=") + 7)), 1, "QMP at");
+  expect_refused(words(uri.substr(uri.find("socket=") + 7)), 1, "is no QMP server");
 }
 
 TEST_F(Refusal, CommandLines) {
@@ -107,13 +109,11 @@ TEST_F(Refusal, SecondNbdeltaOnTheSameRepository) {
 TEST_F(Refusal, FullRepository) {
   points_.backup();
   machine_.write(machine_.disks()[0], "write -P 1 0 16M");
-  const TempFolder small;
-  run_ok({"mount", "-t", "tmpfs", "-o", "size=4M", "none", small.path()});
-  run_ok({"cp", "-a", points_.vm_folder() + "/.", small / "vm"});
+  const SmallFileSystem small("4M");
+  run_ok({"cp", "-a", points_.vm_folder() + "/.", small.path() + "/vm"});
   const Command words = nbdelta_command(
       {"backup", "--qmp", machine_.qmp(), "--vm", "vm", "--to", small.path(), "--quiesce", "no"});
   expect_refused(words, 1, "the guest runs as before");
-  run_ok({"umount", small.path()});
   EXPECT_EQ(type_of(points_.backup()), "incremental");
   points_.check();
 }
@@ -139,22 +139,6 @@ TEST_F(Refusal, BaseThatSomebodyElseHoldsAtTheCommit) {
   EXPECT_THAT(end.err, HasSubstr("then run 'nbdelta recover'"));
   machine_.write(machine_.disks()[0], "write -P 2 512k 1M");
 }
-
-/// A file system that is soon full.
-class SmallFileSystem {
- public:
-  explicit SmallFileSystem(const std::string& size) {
-    run_ok({"mount", "-t", "tmpfs", "-o", "size=" + size, "none", folder_.path()});
-  }
-  ~SmallFileSystem() { run({"umount", "--lazy", folder_.path()}); }
-  void resize(const std::string& size) {
-    run_ok({"mount", "-o", "remount,size=" + size, folder_.path()});
-  }
-  const std::string& path() const { return folder_.path(); }
-
- private:
-  TempFolder folder_;
-};
 
 TEST(NoSpace, OnTheBaseLeavesASessionThatRecoverFinishes) {
   SmallFileSystem small("4M");
@@ -186,6 +170,53 @@ TEST(NoSpace, ForTheOverlay) {
   EXPECT_THAT(backup.err, HasSubstr("No space left on device"));
   EXPECT_THAT(machine.leftovers(), IsEmpty());
   EXPECT_EQ(type_of(points.backup()), "full");
+}
+
+class Migration : public Refusal {
+ protected:
+  static std::string state(Machine& machine) {
+    const boost::json::value answer = machine.command("query-migrate");
+    const boost::json::value* status = answer.as_object().if_contains("status");
+    return status == nullptr ? "none" : std::string(status->as_string());
+  }
+  void migrate(std::uint64_t bytes_per_s, const std::string& until) {
+    machine_.command("migrate-set-parameters", {{"max-bandwidth", bytes_per_s}});
+    machine_.command("migrate", {{"uri", "exec:cat >/dev/null"}});
+    wait_for(until);
+  }
+  void wait_for(const std::string& until) {
+    for (int i = 0; i < 1000 && state(machine_) != until; ++i)
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    ASSERT_EQ(state(machine_), until);
+  }
+};
+
+TEST_F(Migration, NothingIsTouchedUntilItIsOver) {
+  points_.backup();
+  machine_.write(machine_.disks()[0], "write -P 1 0 1M");
+  migrate(1000, "active");
+  for (const Command& words : {points_.command("backup"), points_.command("backup", {"--dry-run"}),
+                               points_.command("begin", {"--tracking", "overlay"})})
+    expect_refused(words, 3, "the guest is migrating (active); try again when it has arrived");
+  EXPECT_EQ(state(machine_), "active");
+  machine_.command("migrate_cancel");
+  wait_for("cancelled");
+  EXPECT_EQ(type_of(points_.backup()), "incremental");
+  points_.check();
+}
+
+TEST_F(Migration, AGuestThatHasLeftIsRefused) {
+  migrate(1 << 30, "completed");
+  expect_refused(points_.command("backup"), 3, "the guest is migrating (completed)");
+}
+
+TEST(Incoming, AGuestThatHasNotArrivedIsRefused) {
+  Machine machine({{.name = "vda"}}, {"-incoming", "defer"});
+  Points points(machine);
+  const Outcome outcome = run(points.command("backup"));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("the guest is migrating (inmigrate)"));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
 }
 
 /// A QMP server that says what it is told, whatever it is asked.

@@ -12,6 +12,7 @@
 
 #include "tests/client/client_run.hpp"
 #include "tests/client/session/machine.hpp"
+#include "tests/client/session/processes.hpp"
 #include "tests/support/qemu.hpp"
 
 namespace nbdelta::testing {
@@ -23,14 +24,18 @@ using ::testing::Not;
 /// A repository, and copies of what each disk held at each of its restore points.
 class Points {
  public:
-  explicit Points(Machine& machine) : machine_(&machine), folder_(machine.folder() + "/repo") {}
+  explicit Points(Machine& machine, const std::string& name = "repo")
+      : machine_(&machine), qmp_(machine.qmp()), folder_(machine.folder() + "/" + name) {}
+
+  /// From now on QEMU is spoken to there.
+  void connect_to(const std::string& qmp) { qmp_ = qmp; }
 
   const std::string& repository() const { return folder_; }
   std::string vm_folder() const { return folder_ + "/vm"; }
 
   /// Options that every session command takes.
   Command options(const Command& more = {}) const {
-    Command words{"--qmp", machine_->qmp(), "--vm", "vm", "--to", folder_};
+    Command words{"--qmp", qmp_, "--vm", "vm", "--to", folder_};
     words.insert(words.end(), more.begin(), more.end());
     return words;
   }
@@ -44,10 +49,7 @@ class Points {
 
   /// A backup that must succeed; its JSON. Remembers what the disks hold.
   boost::json::value backup(const Command& more = {}) {
-    const bool elsewhere = !more.empty() && more[0] == "--qmp";
     Command words = command("backup", {"--json", "--quiesce", "no"});
-    if (elsewhere)
-      words.erase(words.begin() + 2, words.begin() + 4);
     words.insert(words.end(), more.begin(), more.end());
     boost::json::value result = boost::json::parse(run_ok(words));
     remember(std::string(result.at("point").as_string()));
@@ -57,7 +59,7 @@ class Points {
   /// The disks hold what restore point `point` must show.
   void remember(const std::string& point) {
     for (const MachineDisk& disk : machine_->disks()) {
-      const std::string copy = machine_->folder() + "/" + disk.name + "-" + point;
+      const std::string copy = folder_ + "-" + disk.name + "-" + point;
       run_ok({"cp", "--sparse=always", machine_->model(disk), copy});
       expected_[point][disk.name] = copy;
     }
@@ -74,8 +76,16 @@ class Points {
     }
   }
 
+  /// Of the session's journal.
+  std::string phase() const {
+    const std::string text = text_of_file(vm_folder() + "/nbdelta-session.json");
+    return text.empty() ? "no journal"
+                        : std::string(boost::json::parse(text).at("phase").as_string());
+  }
+
  private:
   Machine* machine_;
+  std::string qmp_;
   std::string folder_;
   std::map<std::string, std::map<std::string, std::string>> expected_;
 };

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <atomic>
+#include <functional>
+#include <string>
+#include <thread>
+
+#include "base/file.hpp"
+
+namespace nbdelta::testing {
+
+/// Between nbdelta and QEMU: shows every command to the test before QEMU gets it. One client at a
+/// time.
+class QmpTap {
+ public:
+  /// `before` is called with each line, in a thread of the tap's own.
+  QmpTap(std::string path, std::string qemu,
+         std::function<void(const std::string& command)> before);
+  ~QmpTap();
+
+  const std::string& path() const { return path_; }
+
+ private:
+  void run();
+  void serve(int client, int qemu);
+
+  std::string path_;
+  std::string qemu_;
+  std::function<void(const std::string&)> before_;
+  FileDescriptor listener_;
+  std::atomic<bool> ending_ = false;
+  std::thread thread_;
+};
+
+}  // namespace nbdelta::testing
