@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <memory>
 
 #include "client/backup/offline.hpp"
@@ -34,7 +35,8 @@ void append(backup::Settled& to, backup::Settled&& from) {
 void drop_finished_journal(backup::Files& files, const std::string& folder,
                            const backup::Journal& journal, backup::Settled& settled) {
   for (const backup::JournalDisk& disk : journal.disks) {
-    if (journal.phase == backup::phase::kPrepare)  // never in use, and perhaps half made
+    if (journal.phase == backup::phase::kPrepare && files.exists(disk.overlay_local) &&
+        backup::is_half_made(files, disk.overlay_local))
       backup::remove_overlay(files, disk.overlay_local, disk.base_local);
     if (files.exists(disk.overlay_local)) {
       settled.problems.push_back(
@@ -49,7 +51,8 @@ void drop_finished_journal(backup::Files& files, const std::string& folder,
 }
 
 backup::Settled recover_images(const RecoverOptions& options) {
-  const std::string folder = options.guest.interpret().folder;
+  const backup::Options session = options.guest.interpret();
+  const std::string& folder = session.folder;
   asio::io_context loop;
   const auto environment = backup::real_environment(loop, {}, {});
   backup::Files& files = environment->files();
@@ -62,7 +65,7 @@ backup::Settled recover_images(const RecoverOptions& options) {
   }
   backup::Settled settled;
   for (const std::string& image : options.offline)
-    append(settled, backup::recover_offline(*environment, image, journal));
+    append(settled, backup::recover_offline(*environment, image, journal, session.overlay_dir));
   if (!folder.empty())
     points.remove_unfinished();
   if (journal && settled.problems.empty())
@@ -91,12 +94,20 @@ int run_recover_command(const RecoverOptions& options) {
   return interrupted != 0 ? interrupted : status;
 }
 
-int run_check_start_command(const std::vector<std::string>& images) {
+struct CheckStartOptions {
+  std::vector<std::string> images;
+  std::string overlay_dir;
+};
+
+int run_check_start_command(const CheckStartOptions& options) {
   const auto files = backup::real_files();
   int status = kDone;
-  for (const std::string& image : images) {
+  if (!options.overlay_dir.empty() && !std::filesystem::is_directory(options.overlay_dir))
+    throw target::UsageError(ENOTDIR, "--overlay-dir " + options.overlay_dir + ": is no folder");
+  for (const std::string& image : options.images) {
     files->check_readable(image);
-    const std::vector<std::string> overlays = backup::overlays_over(*files, image);
+    const std::vector<std::string> overlays =
+        backup::overlays_over(*files, image, options.overlay_dir);
     if (overlays.empty())
       continue;
     status = kRefused;
@@ -142,6 +153,10 @@ std::function<int()> add_recover_command(CLI::App& app) {
       ->add_option("--offline", options->offline,
                    "the image of a guest that does not run; may be given more than once")
       ->type_name("DISK");
+  command
+      ->add_option("--overlay-dir", options->guest.overlay_dir,
+                   "where overlays of block devices are, for --offline")
+      ->type_name("FOLDER");
   command->footer(R"(Can be run at any time, and again. Examples:
   nbdelta recover --qmp /run/vm1.qmp --agent /run/vm1.qga --vm vm1 --to /backup
   nbdelta recover --offline /images/vm1.qcow2 --vm vm1 --to /backup
@@ -151,14 +166,18 @@ Exit status: 0 everything is right; 1 something is left, and is said.)");
 }
 
 std::function<int()> add_check_start_command(CLI::App& app) {
-  const auto images = std::make_shared<std::vector<std::string>>();
+  const auto options = std::make_shared<CheckStartOptions>();
   CLI::App* command = app.add_subcommand(
       "check-start", "For a start-up script: may a guest be started on these images?");
-  command->add_option("IMAGE", *images, "what the guest would be started on")->required();
+  command->add_option("IMAGE", options->images, "what the guest would be started on")->required();
+  command
+      ->add_option("--overlay-dir", options->overlay_dir,
+                   "where overlays of block devices are: beside those nothing lasts that says so")
+      ->type_name("FOLDER");
   command->footer(
       R"(Exit status: 0 yes; 3 no: an overlay that was not committed lies over an image; 1 an image or its
 folder cannot be read.)");
-  return [images] { return run_check_start_command(*images); };
+  return [options] { return run_check_start_command(*options); };
 }
 
 }  // namespace nbdelta::client

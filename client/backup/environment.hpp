@@ -145,6 +145,8 @@ class Environment {
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is
   /// durable. Throws Error with what was said.
   virtual void commit_offline(const std::string& overlay) = 0;
+  /// Whether an overlay that no QEMU has open reads the same as its backing file. Throws Error.
+  virtual bool reads_as_below(const std::string& overlay) = 0;
   /// Whether the session should end early: its user wants it to.
   virtual bool stop_requested() = 0;
 };

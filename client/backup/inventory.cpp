@@ -44,23 +44,6 @@ std::string find_file_node(const std::vector<NodeInfo>& nodes, const ImageInfo& 
   return {};
 }
 
-/// QEMU calls a qcow2 image by all its options ("json:{…}") where its header names another backing
-/// file than it has, as it is for a moment after a commit; this is the file then.
-std::string path_of(const ImageInfo& image) {
-  constexpr std::string_view kOptions = "json:";
-  if (image.format != "qcow2" || !image.filename.starts_with(kOptions))
-    return image.filename;
-  boost::system::error_code error;
-  const json::value options =
-      json::parse(std::string_view(image.filename).substr(kOptions.size()), error);
-  const json::object* file = nullptr;
-  if (!error && options.is_object())
-    if (const json::value* member = options.get_object().if_contains("file"))
-      file = member->if_object();
-  const json::value* name = file == nullptr ? nullptr : file->if_contains("filename");
-  return name != nullptr && name->is_string() ? std::string(name->get_string()) : image.filename;
-}
-
 /// "/machine/peripheral/vda/virtio-backend" -> "vda"; "vda" stays; nothing for a device without id.
 std::string qdev_id(std::string_view qdev) {
   constexpr std::string_view kNamed = "/machine/peripheral/";
@@ -120,6 +103,21 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
 }
 
 }  // namespace
+
+std::string path_of(const ImageInfo& image) {
+  constexpr std::string_view kOptions = "json:";
+  if (image.format != "qcow2" || !image.filename.starts_with(kOptions))
+    return image.filename;
+  boost::system::error_code error;
+  const json::value options =
+      json::parse(std::string_view(image.filename).substr(kOptions.size()), error);
+  const json::object* file = nullptr;
+  if (!error && options.is_object())
+    if (const json::value* member = options.get_object().if_contains("file"))
+      file = member->if_object();
+  const json::value* name = file == nullptr ? nullptr : file->if_contains("filename");
+  return name != nullptr && name->is_string() ? std::string(name->get_string()) : image.filename;
+}
 
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
                          const std::vector<NodeInfo>& nodes,

@@ -61,6 +61,10 @@ struct Inventory {
   std::vector<LeftOut> left_out;
 };
 
+/// The file of an image, as QEMU knows it. QEMU calls a qcow2 image by all its options ("json:{…}")
+/// where its header names another backing file than it has, as it is for a moment after a commit.
+std::string path_of(const qapi::ImageInfo& image);
+
 /// Pure. `to_local` maps a path of QEMU's to one of this machine without symbolic links.
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
                          const std::vector<qapi::NodeInfo>& nodes,

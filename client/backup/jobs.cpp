@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <exception>
 #include <utility>
 
 #include "qapi/block_nodes.hpp"
@@ -101,7 +102,16 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
     co_await pause(qmp);
   }
   if (info.status == "ready") {
-    hooks.before_complete();
+    std::exception_ptr refused;
+    try {
+      hooks.before_complete();
+    } catch (const Error&) {
+      refused = std::current_exception();
+    }
+    if (refused) {
+      co_await cancel(qmp, job);
+      std::rethrow_exception(refused);
+    }
     const qapi::JobComplete job_complete{.id = job};
     co_await qmp.call(job_complete);
     info = co_await wait_until_concluded(qmp, job, kCompletion);
@@ -120,6 +130,29 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
   const qapi::JobDismiss job_dismiss{.id = job};
   co_await qmp.call(job_dismiss);
   co_return CommitEnd::committed;
+}
+
+asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
+  const qapi::QueryNamedBlockNodes query{.flat = true};
+  const auto nodes = co_await qmp.call(query);
+  const bool writable = std::any_of(nodes.begin(), nodes.end(), [&](const qapi::NodeInfo& node) {
+    return node.node_name == disk.base_node && !node.read_only;
+  });
+  if (!writable)
+    co_return;
+  qapi::json::object options{{"driver", disk.base_format == image::Format::raw ? "raw" : "qcow2"},
+                             {"node-name", disk.base_node},
+                             {"file", disk.base_file_node},
+                             {"read-only", true},
+                             {"discard", "unmap"},
+                             {"detect-zeroes", disk.detect_zeroes}};
+  if (!disk.backing_node.empty())
+    options["backing"] = disk.backing_node;
+  if (disk.direct)
+    options["cache"] = {{"direct", true}};
+  qapi::BlockdevReopen reopen;
+  reopen.options.push_back(std::move(options));
+  co_await qmp.call(reopen);
 }
 
 /// QEMU (7.2) writes the new backing file into the header before it flushes the base's tables: had

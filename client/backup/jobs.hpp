@@ -5,6 +5,7 @@
 #include <string>
 
 #include "client/backup/environment.hpp"
+#include "client/backup/inventory.hpp"
 #include "client/backup/names.hpp"
 #include "client/qmp/client.hpp"
 #include "qapi/job_commands.hpp"
@@ -33,6 +34,7 @@ struct LowerCommit {
   std::string job;
   std::string active;    // what the guest writes to
   std::string above;     // the overlay over `top`: `active`, or below it
+  std::string above_local;
   std::string top;       // this and what is between is committed
   std::string top_path;  // QEMU's
   std::string base;      // into this
@@ -41,7 +43,11 @@ struct LowerCommit {
   image::Format base_format = image::Format::qcow2;
 };
 
-/// On return the base has it all, durably, and `above` calls the base its backing file; until the
+/// An active commit that was cancelled leaves the base writable in QEMU (7.2): a lock that our
+/// plugin must not pass over, and a base that a later commit would not flush.
+asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
+
+/// The base is read-only. On return the base has it all, durably, and `above` calls the base its backing file; until the
 /// former holds, it does not do the latter, so that no crash loses anything. Throws Error with
 /// what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);

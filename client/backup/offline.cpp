@@ -38,14 +38,19 @@ const JournalDisk* find_entry(const std::optional<Journal>& journal, const std::
 }
 
 /// Whether the base was written to later than all that lies over it, though no session that may
-/// have done so is known. Must be asked before a commit, which writes to what is below.
+/// have done so is known: one that had begun to commit. Must be asked before a commit, which writes
+/// to what is below.
 bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::vector<std::string>& overlays,
                              const std::optional<Journal>& journal) {
   std::optional<std::int64_t> written;
   for (const std::string& overlay : overlays) {
-    if (find_entry(journal, overlay) != nullptr)
-      return false;
+    if (const JournalDisk* entry = find_entry(journal, overlay)) {
+      if (entry->completing || entry->committed || journal->phase == phase::kCommit ||
+          journal->phase == phase::kKept)
+        return false;
+      written = std::max(written.value_or(0), journal->since);
+    }
     if (!files.overlay_is_empty(overlay))
       written = std::max(written.value_or(0), files.modified(overlay));
   }
@@ -55,12 +60,12 @@ bool is_newer_without_reason(Files& files, const std::string& base,
 }  // namespace
 
 Settled recover_offline(Environment& environment, const std::string& image,
-                        std::optional<Journal>& journal) {
+                        std::optional<Journal>& journal, const std::string& overlay_dir) {
   Files& files = environment.files();
   const std::string base = files.canonical(image);
   files.check_readable(base);
   Settled settled;
-  std::vector<std::string> overlays = overlays_over(files, base);
+  std::vector<std::string> overlays = overlays_over(files, base, overlay_dir);
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
   environment.end_servers(images, [](const SessionId&) { return true; });
@@ -86,13 +91,12 @@ Settled recover_offline(Environment& environment, const std::string& image,
     bool committed = entry != nullptr && entry->committed;
     if (entry != nullptr && entry->completing && !files.overlay_is_empty(top)) {
       const Moved moved = moved_to_base(files, top, base, journal->since);
-      if (moved == Moved::unknown) {
+      if (moved == Moved::unknown && !environment.reads_as_below(top)) {
         settled.problems.push_back(fmt::format(
-            "{}: the session and QEMU died while the guest was moved from {} to its base, and "
-            "neither was written to since: which of them is newer cannot be told. Both are left as "
-            "they are. Compare them ('qemu-img compare {} {}'); where the overlay is right, "
-            "'qemu-img "
-            "commit {}', then remove it",
+            "{}: the session and QEMU died while the guest was moved from {} to its base; they "
+            "differ, and which of them is newer cannot be told. Both are left as they are. Compare "
+            "them ('qemu-img compare {} {}'); where the overlay is right, 'qemu-img commit {}', "
+            "then remove it",
             base, top, top, below, top));
         return settled;
       }

@@ -16,8 +16,9 @@ namespace nbdelta::client::backup {
 ///
 /// What it refuses to guess: a session and its QEMU that both died while the guest was moved from
 /// the overlay to the base. Where the overlay was written to later than that, the guest stayed on
-/// it; where the base was, the guest had moved and the overlay is old; otherwise both are left.
+/// it; where the base was, the guest had moved and the overlay is old; where both read the same, it
+/// is no matter; otherwise both are left. `overlay_dir`: see overlays_over().
 Settled recover_offline(Environment& environment, const std::string& image,
-                        std::optional<Journal>& journal);
+                        std::optional<Journal>& journal, const std::string& overlay_dir = {});
 
 }  // namespace nbdelta::client::backup

@@ -71,13 +71,21 @@ void create_overlay(Files& files, const std::string& overlay, const std::string&
   }
 }
 
-bool remove_overlay(Files& files, const std::string& overlay, const std::string& base) {
-  const bool was_there = files.exists(overlay);
+void remove_current(Files& files, const std::string& overlay) {
   const std::string folder = folder_of(overlay);
   for (const std::string& name : files.list(folder))
     if (name.starts_with(kCurrent) &&
         base_name(first_line(files, folder + "/" + name)) == base_name(overlay))
       files.remove(folder + "/" + name);
+}
+
+bool is_half_made(Files& files, const std::string& overlay) {
+  return !files.backing_of(overlay);
+}
+
+bool remove_overlay(Files& files, const std::string& overlay, const std::string& base) {
+  const bool was_there = files.exists(overlay);
+  remove_current(files, overlay);
   // In this order a pointer never points to nothing.
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
@@ -85,18 +93,24 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   return was_there;
 }
 
+std::vector<std::string> overlays_beside(Files& files, const std::string& image) {
+  const std::set<std::string> found = candidates(files, folder_of(files.canonical(image)));
+  return {found.begin(), found.end()};
+}
+
 std::vector<std::string> overlays_directly_over(Files& files, const std::string& image) {
-  std::vector<std::string> over;
   const std::string base = files.canonical(image);
-  for (const std::string& candidate : candidates(files, folder_of(base)))
-    if (lies_over(files, candidate, base))
-      over.push_back(candidate);
+  std::vector<std::string> over = overlays_beside(files, base);
+  std::erase_if(over, [&](const std::string& each) { return !lies_over(files, each, base); });
   return over;
 }
 
-std::vector<std::string> overlays_over(Files& files, const std::string& image) {
+std::vector<std::string> overlays_over(Files& files, const std::string& image,
+                                       const std::string& overlay_dir) {
   const std::string start = files.canonical(image);
   std::set<std::string> left = candidates(files, folder_of(start));
+  if (!overlay_dir.empty())
+    left.merge(candidates(files, files.canonical(overlay_dir)));
   std::vector<std::string> chain;
   std::string below = start;
   while (chain.size() < kMostOverlays) {
@@ -110,7 +124,9 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image) {
         above.begin(), above.end(),
         [](const auto& a, const auto& b) { return session(a).number < session(b).number; });
     for (const std::string& each : above) {
-      if (session(each).chain != session(last).chain || files.modified(each) > files.modified(last))
+      const bool earlier = session(each).number < session(last).number &&
+                           files.modified(each) <= files.modified(last);
+      if (each != last && (session(each).chain != session(last).chain || !earlier))
         fail(EEXIST, "{}: both {} and {} lie over it", below, each, last);
       left.erase(each);
     }

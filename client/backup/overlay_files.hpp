@@ -17,8 +17,19 @@ void create_overlay(Files& files, const std::string& overlay, const std::string&
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format);
 
+/// Whether its making was interrupted: the header, which goes last, is missing. So it was never in
+/// use.
+bool is_half_made(Files& files, const std::string& overlay);
+
+/// Nobody is to start a guest on the overlay any more: the file that says so goes.
+void remove_current(Files& files, const std::string& overlay);
+
 /// With what leads to it. Returns whether there was one.
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
+
+/// Every overlay that is beside an image, or pointed to from there, whatever it lies over. Throws
+/// Error where an overlay is pointed to and gone.
+std::vector<std::string> overlays_beside(Files& files, const std::string& image);
 
 /// Overlays whose header names this image. Throws Error where an overlay is pointed to and gone.
 std::vector<std::string> overlays_directly_over(Files& files, const std::string& image);
@@ -26,7 +37,10 @@ std::vector<std::string> overlays_directly_over(Files& files, const std::string&
 /// The overlays that lie over an image, lowest first: each is the backing file of the next. Of two
 /// that lie over the same the later counts: the other was below it until it was committed. Throws
 /// Error (EEXIST) where they are of two chains, or the earlier was written to since.
-std::vector<std::string> overlays_over(Files& files, const std::string& image);
+/// `overlay_dir`: where overlays of a block device are, beside which nothing lasting can stand; may
+/// be empty.
+std::vector<std::string> overlays_over(Files& files, const std::string& image,
+                                       const std::string& overlay_dir = {});
 
 /// `nbdelta-current-IMAGE`, beside the overlays of a disk that always runs on one: a line with
 /// QEMU's path of the overlay that the guest must be started with; IMAGE is the base's file name.

@@ -155,12 +155,27 @@ std::string_view Plan::type() const {
   return full ? repository::kFull : repository::kIncremental;
 }
 
+bool another_copy_has_gone_on(const Inventory& inventory, const repository::Manifest& latest) {
+  for (const GuestDisk& disk : inventory.disks)
+    for (const qapi::BitmapInfo& bitmap : disk.bitmaps) {
+      const auto session = session_of(bitmap.name);
+      if (session && session->chain == latest.chain && session->number > latest.number)
+        return true;
+    }
+  return false;
+}
+
 Plan make_plan(const Situation& situation, const Options& options) {
   const Inventory& inventory = situation.inventory;
   check_names(options.disks, inventory, "--disk");
   check_names(options.exclude, inventory, "--exclude");
   Plan plan;
-  plan.id.chain = situation.latest ? situation.latest->chain : situation.new_chain;
+  const bool copied = !situation.session_is_open && situation.latest &&
+                      another_copy_has_gone_on(inventory, *situation.latest);
+  plan.id.chain = situation.latest && !copied ? situation.latest->chain : situation.new_chain;
+  if (copied)
+    plan.notes.push_back(
+        "another copy of this repository has gone on with this guest: a new chain begins here");
   for (const LeftOut& left_out : inventory.left_out) {
     const bool excluded = std::find(options.exclude.begin(), options.exclude.end(),
                                     left_out.name) != options.exclude.end();
@@ -179,7 +194,8 @@ Plan make_plan(const Situation& situation, const Options& options) {
     const DiskEntry* previous = situation.latest ? situation.latest->find(disk.name) : nullptr;
     if (previous != nullptr) {
       disk_plan.previous = *previous;
-      const std::string reason = use_previous(disk_plan, situation, options);
+      const std::string reason = copied ? "another copy of this repository has gone on with it"
+                                        : use_previous(disk_plan, situation, options);
       if (!reason.empty())
         disk_plan.reason = reason;
     } else if (situation.latest) {

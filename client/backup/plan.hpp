@@ -44,9 +44,15 @@ struct Situation {
   std::optional<repository::Manifest> latest;
   std::uint32_t highest_number = 0;  // of the repository's folders
   std::string new_chain;             // where there is no restore point yet
+  bool session_is_open = false;      // an earlier one, whose overlay is kept
   /// Whether the last restore point's file of a disk is still there.
   std::function<bool(const repository::DiskEntry&)> file_exists;
 };
+
+/// Whether the guest has a bitmap of this chain that is newer than the last restore point, though
+/// no session of this repository is open: so another copy of the repository has gone on with it.
+/// Then nothing of that chain is ours.
+bool another_copy_has_gone_on(const Inventory& inventory, const repository::Manifest& latest);
 
 /// Pure. Throws Refused for disks that are not there or cannot be taken.
 Plan make_plan(const Situation& situation, const Options& options);

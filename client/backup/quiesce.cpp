@@ -85,8 +85,12 @@ asio::awaitable<void> Quiescence::thaw(repository::Window& window) {
     if (thawed.answered_us != 0)
       window.thaw_answered_us = thawed.answered_us;
     thawed_early_ = thawed.sent_us < window.switch_answered_us;
-    if (thawed_early_)
+    if (thawed_early_) {
       failure_ = "the guest was thawed at the deadline, before the switch had ended";
+    } else if (thawed.file_systems == 0 && file_systems_ > 0 && thawed.answered_us != 0) {
+      thawed_early_ = true;
+      failure_ = "somebody else thawed the guest before the switch had ended";
+    }
   } catch (const qmp::ChannelLost&) {
     thawed_early_ = true;  // nobody saw how long the freeze lasted
     failure_ = "the guardian died";

@@ -104,6 +104,7 @@ asio::awaitable<void> Session::settle_leftover() {
   const bool in_place = co_await overlays_are_in_place();
   if (in_place) {
     reporter_->say("the overlay of an earlier session is still in place: going on with it");
+    session_is_open_ = true;
     journal_.reset();
     co_return;
   }
@@ -161,6 +162,7 @@ asio::awaitable<Plan> Session::make_plan_now() {
   situation.latest = points.latest();
   situation.highest_number = points.highest_number();
   situation.new_chain = journal_ ? journal_->chain : chain_name(environment_->random());
+  situation.session_is_open = session_is_open_ || journal_;
   if (situation.latest)
     previous_point_ = Repository::folder_name(situation.latest->number, situation.latest->type);
   const std::string folder = points.point_folder(previous_point_);
@@ -305,8 +307,12 @@ asio::awaitable<Report> Session::backup() {
     co_await fail_session(failure);
 
   Report report{.manifest = manifest_, .point = journal_->point, .warnings = {}};
-  enter(phase::kCommit);
   std::string trouble;
+  try {
+    enter(phase::kCommit);
+  } catch (const Error& error) {  // the guest is put back all the same: QEMU says what is to be done
+    trouble = error.what();
+  }
   try {
     const Settled settled = co_await settle();
     report.overlay_kept = settled.overlay_kept;

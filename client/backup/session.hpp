@@ -86,12 +86,12 @@ class Session {
 
   asio::awaitable<void> open_session();
   asio::awaitable<void> prepare();
+  asio::awaitable<void> check_sizes();
   asio::awaitable<void> add_overlay(Disk& disk, JournalDisk& entry);
   JournalDisk journal_disk(const Disk& disk) const;
   asio::awaitable<void> window();
   std::vector<qapi::TransactionAction> switch_actions() const;
   asio::awaitable<void> absorb(Disk& disk);
-  asio::awaitable<void> make_base_read_only(GuestDisk disk);
   asio::awaitable<void> start_nbd_server();
   asio::awaitable<void> export_all();
   asio::awaitable<void> start_server(Disk& disk);
@@ -118,6 +118,7 @@ class Session {
   std::unique_ptr<qmp::Client> qmp_;
   std::unique_ptr<Lock> lock_;
   std::optional<Journal> journal_;
+  bool session_is_open_ = false;  // an earlier one, whose overlay is kept
   Plan plan_;
   std::string previous_point_;  // the folder of the latest restore point
   std::vector<Disk> disks_;

@@ -35,9 +35,12 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1;
   if (!into_base && !into_overlay)
     co_return;
+  if (into_base)
+    co_await make_base_read_only(*qmp_, guest);
   LowerCommit commit{.job = node + "-b",
                      .active = node,
                      .above = node,
+                     .above_local = journal_->disks[disk.index].overlay_local,
                      .top = overlays.front().node_name,
                      .top_path = overlays.front().path,
                      .base = guest.base_node,
@@ -62,8 +65,6 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     remove_overlay(environment_->files(), merged.local, guest.base_local);
     overlays.erase(overlays.begin());
   }
-  if (into_base)
-    co_await make_base_read_only(guest);
   if (disk.plan.map != MapSource::absorbed)
     co_return;
   // The base does not change now, so these need not be one step.
@@ -85,31 +86,6 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
       .node = guest.base_node, .target = map, .bitmaps = parts};
   co_await qmp_->call(block_dirty_bitmap_merge);
   disk.map_bitmap = map;
-}
-
-/// A commit that was cancelled leaves the base writable in QEMU (7.2), which thereby holds a lock
-/// that our plugin must not pass over.
-asio::awaitable<void> Session::make_base_read_only(GuestDisk disk) {
-  const qapi::QueryNamedBlockNodes query{.flat = true};
-  const auto nodes = co_await qmp_->call(query);
-  const bool writable = std::any_of(nodes.begin(), nodes.end(), [&](const qapi::NodeInfo& node) {
-    return node.node_name == disk.base_node && !node.read_only;
-  });
-  if (!writable)
-    co_return;
-  qapi::json::object options{{"driver", disk.base_format == image::Format::raw ? "raw" : "qcow2"},
-                             {"node-name", disk.base_node},
-                             {"file", disk.base_file_node},
-                             {"read-only", true},
-                             {"discard", "unmap"},
-                             {"detect-zeroes", disk.detect_zeroes}};
-  if (!disk.backing_node.empty())
-    options["backing"] = disk.backing_node;
-  if (disk.direct)
-    options["cache"] = {{"direct", true}};
-  qapi::BlockdevReopen reopen;
-  reopen.options.push_back(std::move(options));
-  co_await qmp_->call(reopen);
 }
 
 /// Has QEMU serve the base's bitmap; returns the export's id, and fills the request.

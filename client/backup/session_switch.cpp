@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <exception>
 #include <utility>
@@ -46,6 +47,9 @@ JournalDisk Session::journal_disk(const Disk& disk) const {
   entry.overlay_node = overlay_node_name(plan_.id, disk.index);
   entry.overlay_local = folder + "/" + overlay_file_name(plan_.id, guest.name);
   entry.overlay_path = options_->paths.to_qemu(entry.overlay_local);
+  if (environment_->files().exists(entry.overlay_local))
+    refuse(EEXIST, "{}: its overlay would be {}, and that exists; if it is in no use, remove it",
+           guest.name, entry.overlay_local);
   entry.persistent = guest.can_keep_bitmaps;
   return entry;
 }
@@ -84,14 +88,28 @@ asio::awaitable<void> Session::prepare() {
   const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
   if (state.running)
     co_await quiescence_.prepare();
+  co_await check_sizes();
+}
+
+/// An overlay of another size would change the guest's disk.
+asio::awaitable<void> Session::check_sizes() {
+  const Inventory now = co_await query_inventory(*qmp_, *environment_, options_->paths);
+  for (const Disk& disk : disks_) {
+    const GuestDisk& planned = disk.plan.disk;
+    const auto found = std::find_if(now.disks.begin(), now.disks.end(), [&](const auto& each) {
+      return each.base_node == planned.base_node;
+    });
+    if (found == now.disks.end() || found->size != planned.size || found->top != planned.top)
+      fail(EAGAIN, "{}: was changed in QEMU while the backup was prepared: try again",
+           planned.name);
+  }
 }
 
 asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
   const GuestDisk& guest = disk.plan.disk;
   Files& files = environment_->files();
   const bool stacked = !guest.overlays.empty();
-  create_overlay(files, entry.overlay_local,
-                 stacked ? guest.overlays.front().local : guest.base_local, guest.size,
+  create_overlay(files, entry.overlay_local, guest.base_local, guest.size,
                  stacked ? guest.overlays.front().path : guest.base_path,
                  stacked ? image::Format::qcow2 : guest.base_format);
   const std::string file_node = file_node_name(plan_.id, disk.index);
@@ -118,11 +136,17 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
     write_current(files, entry.overlay_local, entry.overlay_path, base_name(guest.base_path));
 }
 
-/// What happens at the instant that the restore point shows: for all disks, or for none.
+/// What happens at the instant that the restore point shows: for all disks, or for none. The
+/// snapshots go first: QEMU carries the actions out one by one, and it is a snapshot that holds a
+/// disk's writes back until the last one; a write of an iothread that falls between one bitmap's
+/// end and the next one's beginning would be in neither.
 std::vector<qapi::TransactionAction> Session::switch_actions() const {
   using qapi::TransactionAction;
   std::vector<TransactionAction> actions;
   const std::string name = bitmap_name(plan_.id);
+  for (const Disk& disk : disks_)
+    actions.push_back(TransactionAction::of(qapi::BlockdevSnapshot{
+        .node = disk.plan.disk.top, .overlay = overlay_node_name(plan_.id, disk.index)}));
   for (const Disk& disk : disks_) {
     const GuestDisk& guest = disk.plan.disk;
     if (guest.overlays.empty() && options_->tracking == Tracking::bitmap) {
@@ -139,8 +163,6 @@ std::vector<qapi::TransactionAction> Session::switch_actions() const {
       actions.push_back(TransactionAction::of(
           qapi::BlockDirtyBitmapDisable{.node = guest.base_node, .name = disk.plan.bitmap}));
     }
-    actions.push_back(TransactionAction::of(qapi::BlockdevSnapshot{
-        .node = guest.top, .overlay = overlay_node_name(plan_.id, disk.index)}));
   }
   return actions;
 }

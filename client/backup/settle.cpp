@@ -10,6 +10,7 @@
 
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
+#include "client/backup/plan.hpp"
 #include "client/json_text.hpp"
 #include "qapi/export_commands.hpp"
 #include "qapi/snapshot_commands.hpp"
@@ -56,14 +57,12 @@ bool is_complete(const qapi::BitmapInfo& bitmap, const std::vector<qapi::BitmapI
          });
 }
 
-/// Whether an overlay was between the base and those that lie over the base now: that it is not
+/// Whether a disk runs on a later overlay than this one: that it is not between that and the base
 /// any more says that it has been committed.
-bool was_below(const std::string& overlay, const GuestDisk& disk) {
-  if (disk.overlays.empty())
-    return false;
-  const auto session = session_of(base_name(overlay));
-  const SessionId& lowest = disk.overlays.back().session;
-  return lowest.chain == session->chain && lowest.number > session->number;
+bool was_below(const SessionId& overlay, const std::vector<StackedOverlay>& stack) {
+  return std::any_of(stack.begin(), stack.end(), [&](const StackedOverlay& each) {
+    return each.session.chain == overlay.chain && each.session.number > overlay.number;
+  });
 }
 
 /// The file of one of our overlays: QEMU calls one that was never in use by all its options.
@@ -71,20 +70,7 @@ std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeI
   for (const qapi::NodeInfo& node : nodes)
     if (node.node_name == *overlay.node_name + "-f")
       return node.image.filename;
-  return overlay.image.filename;
-}
-
-bool is_of(const Journal& journal, const std::string& overlay) {
-  return std::any_of(journal.disks.begin(), journal.disks.end(),
-                     [&](const JournalDisk& disk) { return disk.overlay_local == overlay; });
-}
-
-/// Of an overlay whose disk was taken away from the guest.
-std::string left_behind(const std::string& overlay, const std::string& base) {
-  return fmt::format(
-      "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta recover "
-      "--offline {}' commits it when nobody uses that image",
-      overlay, base);
+  return path_of(overlay.image);
 }
 
 }  // namespace
@@ -146,6 +132,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   chain_ = journal ? journal->chain : latest_ ? latest_->chain : "";
 
   Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  if (!journal && latest_ && another_copy_has_gone_on(inventory, *latest_))
+    chain_.clear();
   end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
@@ -246,13 +234,13 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
     });
     if (last != overlays.end()) {
       if (repository_ != nullptr && last + 1 != overlays.end())
-        co_await commit_lower(disk, static_cast<std::size_t>(last - overlays.begin()) + 1);
+        co_await commit_lower(disk, static_cast<std::size_t>(last - overlays.begin()) + 1, journal);
       co_return false;
     }
   }
   // What the guest does not write to any more is committed first: that always ends.
   if (overlays.size() > 1)
-    co_await commit_lower(disk, 1);
+    co_await commit_lower(disk, 1, journal);
   co_await ensure_bitmap(disk, overlays.front().session);
   co_await commit_all(disk, journal);
   co_return overlays.empty();
@@ -275,18 +263,32 @@ asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
     const qapi::ChangeBackingFile change_backing_file{
         .device = disk.top, .image_node = overlay.node_name, .backing_file = path};
     co_await qmp_->call(change_backing_file);
+    files.sync(overlay.local);
     settled_.done.push_back(
         fmt::format("{}: {} has the backing file {} again", disk.name, overlay.path, path));
   }
 }
 
+/// From here on bases are written to by commits.
+void Settler::enter_commit(std::optional<Journal>& journal) {
+  if (!journal || journal->phase == phase::kCommit || journal->phase == phase::kKept)
+    return;
+  journal->phase = phase::kCommit;
+  journal->since = environment_->wall_clock();
+  save(*journal);
+}
+
 /// Overlays from `first` on, none of which is the one that the guest writes to.
-asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first) {
+asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
+                                            std::optional<Journal>& journal) {
   std::vector<StackedOverlay>& overlays = disk.overlays;
   const StackedOverlay& top = overlays[first];
+  enter_commit(journal);
+  co_await make_base_read_only(*qmp_, disk);
   const LowerCommit commit{.job = overlay_node_name(top.session, first) + "-b",
                            .active = disk.top,
                            .above = overlays[first - 1].node_name,
+                           .above_local = overlays[first - 1].local,
                            .top = top.node_name,
                            .top_path = top.path,
                            .base = disk.base_node,
@@ -306,6 +308,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first) 
 
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
+  enter_commit(journal);
   JournalDisk* entry = nullptr;
   if (journal)
     for (JournalDisk& each : journal->disks)
@@ -317,6 +320,7 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
   }
   const CommitHooks hooks{.before_complete =
                               [&] {
+                                remove_current(environment_->files(), overlay.local);
                                 if (entry == nullptr)
                                   return;
                                 entry->completing = true;
@@ -424,13 +428,16 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
       names.push_back(each.name);
   if (names.empty())
     co_return;
-  const qapi::BlockDirtyBitmapMerge merge{
-      .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
-  co_await qmp_->call(merge);
-  if (!bitmap.recording) {
-    const qapi::BlockDirtyBitmapEnable enable{.node = disk.base_node, .name = bitmap.name};
-    co_await qmp_->call(enable);
-  }
+  // The guest writes meanwhile: what comes after the enabling is in both, and what was before is
+  // merged.
+  using qapi::TransactionAction;
+  qapi::Transaction transaction;
+  if (!bitmap.recording)
+    transaction.actions.push_back(TransactionAction::of(
+        qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
+  transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
+      .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+  co_await qmp_->call(transaction);
   settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
                                       disk.name, bitmap.name));
 }
@@ -457,7 +464,9 @@ asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::Bitma
 bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
   if (journal)
     for (const JournalDisk& disk : journal->disks)
-      if (disk.overlay_local == local && (journal->phase == phase::kPrepare || disk.committed))
+      if (disk.overlay_local == local &&
+          (disk.committed ||
+           (journal->phase == phase::kPrepare && is_half_made(environment_->files(), local))))
         return true;
   return environment_->files().overlay_is_empty(local);
 }
@@ -487,75 +496,95 @@ bool Settler::was_committed(const std::string& local, const std::string& base,
   });
 }
 
-/// Overlays that no disk runs on: they were never in use, or have been committed.
-asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
-  std::set<std::string> in_use;  // files
-  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
-  std::set<std::string> stacked;  // nodes
-  std::set<std::string> bases;
-  for (const GuestDisk& disk : inventory.disks) {
-    bases.insert(disk.base_local);
-    in_use.insert(disk.below_base.begin(), disk.below_base.end());
-    for (const StackedOverlay& overlay : disk.overlays) {
-      in_use.insert(overlay.local);
+/// Takes our overlays' nodes away that no disk runs on; returns their files, and what these lie over.
+asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inventory inventory) {
+  std::set<std::string> stacked;
+  for (const GuestDisk& disk : inventory.disks)
+    for (const StackedOverlay& overlay : disk.overlays)
       stacked.insert(overlay.node_name);
-    }
-  }
   Files& files = environment_->files();
+  const auto to_local = [&](const std::string& path) {
+    return files.canonical(paths_->to_local(path));
+  };
+  std::map<std::string, std::string> released;
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes) {
-    const auto session = session_of(node.node_name.value_or(""));
-    if (!session || !ours(*session) || node.driver != "qcow2" || stacked.count(*node.node_name))
+    if (!node.node_name || node.node_name->starts_with('#') || node.driver != "qcow2" ||
+        stacked.count(*node.node_name))
       continue;
-    const std::string local = files.canonical(paths_->to_local(file_of(node, nodes)));
-    const std::string base =
-        files.canonical(paths_->to_local(node.image.full_backing_filename.value_or("")));
+    // A guest that was started on an overlay has a name of its own for it.
+    const std::string local = to_local(file_of(node, nodes));
+    auto session = session_of(*node.node_name);
+    if (!session)
+      session = session_of(base_name(local));
+    if (!session || !ours(*session))
+      continue;
     const bool deleted = co_await delete_node(*node.node_name);
-    if (!deleted || in_use.count(local))
-      continue;
-    // Its disk may have been taken away from the guest, with all that it wrote.
-    const bool expendable =
-        is_expendable(local, journal) || was_committed(local, base, inventory, journal);
-    if (expendable)
-      drop_overlay(local, base);
-    else if (!journal || !is_of(*journal, local))
-      settled_.problems.push_back(left_behind(local, base));
+    if (deleted)
+      released[local] = to_local(node.image.full_backing_filename.value_or(""));
   }
-  std::map<std::string, const GuestDisk*> loose;
-  for (const GuestDisk& disk : inventory.disks)
-    for (const std::string& local : overlays_directly_over(files, disk.base_local))
-      if (const auto session = session_of(base_name(local)); session && ours(*session))
-        loose.emplace(local, &disk);
-  std::map<std::string, JournalDisk> intended;
-  if (journal)
-    for (const JournalDisk& disk : journal->disks)
-      if (!disk.overlay_local.empty() && files.exists(disk.overlay_local))
-        intended.emplace(disk.overlay_local, disk);
-  for (const auto& [local, disk] : loose)
-    if (!in_use.count(local))
-      end_loose_file(disk->name, local, disk->base_local, was_below(local, *disk), journal);
-  for (const auto& [local, disk] : intended) {
-    if (in_use.count(local) || loose.count(local))
-      continue;
-    if (bases.count(disk.base_local) || is_expendable(local, journal))
-      end_loose_file(disk.name, local, disk.base_local, false, journal);
-    else  // a disk that the guest does not have any more
-      settled_.problems.push_back(left_behind(local, disk.base_local));
-  }
+  co_return released;
 }
 
-void Settler::end_loose_file(const std::string& disk, const std::string& local,
-                             const std::string& base, bool was_below,
-                             const std::optional<Journal>& journal) {
-  if (was_below || is_expendable(local, journal)) {
-    drop_overlay(local, base);
-    return;
+/// Overlays that no disk runs on: they were never in use, or have been committed, or their disk was
+/// taken away from the guest with all that it wrote, or QEMU was started without them.
+asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
+  struct Loose {
+    std::string base;
+    std::string disk;
+    bool was_below = false;
+  };
+  Files& files = environment_->files();
+  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
+  std::map<std::string, Loose> loose;
+  const auto released = co_await release_nodes(inventory);
+  for (const auto& [local, base] : released)
+    loose[local] = {.base = base, .disk = {}};
+  if (journal)
+    for (const JournalDisk& disk : journal->disks)
+      loose[disk.overlay_local] = {.base = disk.base_local, .disk = disk.name};
+  std::set<std::string> bases;
+  for (const GuestDisk& disk : inventory.disks) {
+    bases.insert(disk.base_local);
+    std::set<std::string> stack{disk.base_local};
+    for (const StackedOverlay& overlay : disk.overlays)
+      stack.insert(overlay.local);
+    for (const std::string& local : overlays_beside(files, disk.base_local)) {
+      const auto session = session_of(base_name(local));
+      const auto below = files.backing_of(local);
+      const bool of_disk = session && (base_name(local) == overlay_file_name(*session, disk.name) ||
+                                       (below && stack.count(*below) != 0));
+      if (of_disk && ours(*session))
+        loose[local] = {.base = disk.base_local,
+                        .disk = disk.name,
+                        .was_below = was_below(*session, disk.overlays)};
+    }
   }
-  settled_.problems.push_back(fmt::format(
-      "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; it is "
-      "left where it is. Shut the guest down at once and run 'nbdelta recover --offline {}'",
-      disk, local, base));
+  // Whatever QEMU has open is in use, also by a graph that is not understood here.
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp_->call(query_named_block_nodes);
+  for (const qapi::NodeInfo& node : nodes)
+    loose.erase(files.canonical(paths_->to_local(node.file)));
+  for (const auto& [local, what] : loose) {
+    if (local.empty() || !files.exists(local))
+      continue;
+    const bool expendable = what.was_below || is_expendable(local, journal) ||
+                            was_committed(local, what.base, inventory, journal);
+    if (expendable)
+      drop_overlay(local, what.base);
+    else if (bases.count(what.base))
+      settled_.problems.push_back(fmt::format(
+          "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; "
+          "it is left where it is. Shut the guest down at once and run 'nbdelta recover --offline "
+          "{}'",
+          what.disk, local, what.base));
+    else
+      settled_.problems.push_back(fmt::format(
+          "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta recover "
+          "--offline {}' commits it when nobody uses that image",
+          local, what.base));
+  }
 }
 
 /// A guest that starts next must find the overlay that holds its last writes.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -55,7 +56,9 @@ class Settler {
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> name_backing_files(GuestDisk& disk);
-  asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first);
+  void enter_commit(std::optional<Journal>& journal);
+  asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first,
+                                     std::optional<Journal>& journal);
   asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> settle_bitmaps(GuestDisk disk);
   asio::awaitable<void> put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
@@ -66,8 +69,7 @@ class Settler {
   bool was_committed(const std::string& local, const std::string& base, const Inventory& inventory,
                      const std::optional<Journal>& journal);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
-  void end_loose_file(const std::string& disk, const std::string& local, const std::string& base,
-                      bool was_below, const std::optional<Journal>& journal);
+  asio::awaitable<std::map<std::string, std::string>> release_nodes(Inventory inventory);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);

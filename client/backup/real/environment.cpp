@@ -1,6 +1,8 @@
 #include "client/backup/real/environment.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
 #include <sys/socket.h>
@@ -17,6 +19,7 @@
 #include "client/backup/real/plugin.hpp"
 #include "client/pull/job.hpp"
 #include "client/qmp/socket_channel.hpp"
+#include "image/qcow2_header.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -69,6 +72,20 @@ class PullThread {
   std::exception_ptr error_;  // read after the join
   std::thread thread_;
 };
+
+/// Returns its exit status, which is one of `expected`; throws Error with what it said otherwise.
+int run_qemu_img(const std::vector<std::string>& words, const std::set<int>& expected) {
+  const FileDescriptor output(::memfd_create("qemu-img", MFD_CLOEXEC));
+  Child child(words, {.output = output.get()});
+  child.end(std::chrono::hours(24));
+  const int status = *child.status();
+  if (WIFEXITED(status) && expected.count(WEXITSTATUS(status)) != 0)
+    return WEXITSTATUS(status);
+  std::string text(4096, '\0');
+  const ssize_t n = ::pread(output.get(), text.data(), text.size(), 0);
+  text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
+  fail(EIO, "{}: {}", fmt::join(words, " "), text);
+}
 
 class RealEnvironment final : public Environment {
  public:
@@ -133,16 +150,17 @@ class RealEnvironment final : public Environment {
   }
 
   void commit_offline(const std::string& overlay) override {
-    FileDescriptor output(::memfd_create("qemu-img", MFD_CLOEXEC));
-    Child child({"qemu-img", "commit", "-q", "-f", "qcow2", overlay}, {.output = output.get()});
-    child.end(std::chrono::hours(24));
-    const int status = *child.status();
-    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
-      return;
-    std::string text(4096, '\0');
-    const ssize_t n = ::pread(output.get(), text.data(), text.size(), 0);
-    text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
-    fail(EIO, "qemu-img commit {}: {}", overlay, text);
+    run_qemu_img({"qemu-img", "commit", "-q", "-f", "qcow2", overlay}, {0});
+  }
+
+  bool reads_as_below(const std::string& overlay) override {
+    const image::Qcow2Header header = image::read_qcow2_header(File::open(overlay, O_RDONLY));
+    const std::string format = header.backing_format.empty() ? "qcow2" : header.backing_format;
+    const std::string below =
+        (fs::path(overlay).parent_path() / header.backing_name).lexically_normal().string();
+    return run_qemu_img(
+               {"qemu-img", "compare", "-q", "-f", "qcow2", "-F", format, overlay, below},
+               {0, 1}) == 0;
   }
 
   bool stop_requested() override { return stop_.stop_requested(); }

@@ -99,7 +99,11 @@ class RealFiles final : public Files {
 
   bool exists(const std::string& path) override {
     struct stat status {};
-    return ::lstat(path.c_str(), &status) == 0;
+    if (::lstat(path.c_str(), &status) == 0)
+      return true;
+    if (errno != ENOENT && errno != ENOTDIR)
+      fail_errno("{}: cannot be looked at", path);
+    return false;
   }
 
   std::optional<std::string> read_text(const std::string& path) override {

@@ -309,6 +309,8 @@ TEST_P(Offline, WhatWasBeingCompletedIsDecidedByWhatWasWrittenLast) {
                row.expected == Moved::base_is_right ? format() : "qcow2");
     journal_.reset();
     journal_entry(1).completing = true;
+    if (row.expected == Moved::unknown)
+      qemu_io(base_, format(), {"write -P 99 64k 64k"});  // else nothing had to be told
     set_modified(overlay(1), row.overlay_at);
     set_modified(base_, row.base_at);
     const auto base = read_file(base_);
@@ -342,6 +344,19 @@ TEST_P(Offline, AnEmptyOverlayThatWasBeingCompletedNeedsNoDecision) {
   set_modified(base_, kSince);
   const Settled settled = recover();
   EXPECT_EQ(settled.problems, List{});
+  EXPECT_FALSE(files_.exists(overlay(1)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, WhichIsNewerIsNoMatterWhereBothReadTheSame) {
+  one_overlay();
+  keep_truth(overlay(1), "qcow2");
+  environment_->commit_offline(overlay(1));
+  qemu_io(overlay(1), "qcow2", {"write -P 11 64k 64k"});  // as the base has it
+  journal_entry(1).completing = true;
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince);
+  EXPECT_EQ(recover().problems, List{});
   EXPECT_FALSE(files_.exists(overlay(1)));
   expect_truth_in_base();
 }
@@ -438,8 +453,23 @@ TEST_P(Newer, ThanAnEmptyOverlayIsNoMatter) {
 TEST_P(Newer, AndTheSessionThatWroteIsKnown) {
   one_overlay();
   journal_entry(1);
+  journal_->phase = phase::kCommit;
   set_modified(overlay(1), kSince);
   set_modified(base_, kSince + 3600);
+  expect_committed(overlay(1));
+}
+
+/// It had not begun to commit: so it was not the session that wrote to the base.
+TEST_P(Newer, ThoughTheSessionHadNotBegunToCommit) {
+  one_overlay();
+  journal_entry(1);
+  for (const std::string_view phase : {phase::kPrepare, phase::kWindow, phase::kExport}) {
+    journal_->phase = phase;
+    set_modified(overlay(1), kSince - 60);
+    set_modified(base_, kSince + 11);
+    expect_left(overlay(1));
+  }
+  set_modified(base_, kSince + 10);
   expect_committed(overlay(1));
 }
 

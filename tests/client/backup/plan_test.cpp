@@ -269,6 +269,23 @@ TEST(Plan, AFirstBackupBeginsAChain) {
   EXPECT_FALSE(plan.disks[0].previous);
 }
 
+/// A bitmap that is newer than the last restore point, though no session is open: another copy of
+/// the repository has made it, and will build on it.
+TEST(Plan, NothingIsSharedWithACopyOfTheRepository) {
+  Situation situation = usual();
+  situation.new_chain = "99999999";
+  Options options;
+  options.disks = {"vda"};
+  EXPECT_EQ(make_plan(situation, options).id.chain, situation.latest->chain);
+  situation.inventory.disks[0].bitmaps.push_back(
+      bitmap(bitmap_name({situation.latest->chain, situation.latest->number + 1})));
+  const Plan plan = make_plan(situation, options);
+  EXPECT_EQ(plan.id.chain, "99999999");
+  EXPECT_TRUE(plan.disks[0].full());
+  situation.session_is_open = true;
+  EXPECT_EQ(make_plan(situation, options).id.chain, situation.latest->chain);
+}
+
 TEST(Plan, NumbersAreNeverUsedAgain) {
   const struct {
     const char* name;
@@ -309,6 +326,7 @@ TEST(Plan, NumbersAreNeverUsedAgain) {
   };
   for (const auto& row : kRows) {
     Situation situation = usual();
+    situation.session_is_open = true;
     row.change(situation);
     Options options;
     options.disks = {"vda"};

@@ -1,0 +1,80 @@
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "qapi/command.hpp"
+#include "sim/block_graph.hpp"
+
+namespace nbdelta::sim {
+
+/// The commands that a server knows. A refusal is a BlockError in QEMU's words.
+class CommandTable {
+ public:
+  using Handler = std::function<qapi::json::value(const qapi::json::object&)>;
+
+  template <qapi::TypedCommand T>
+  void add(std::function<typename T::Result(const T&)> carry_out) {
+    handlers_[std::string(T::kName)] = [carry_out](const qapi::json::object& arguments) {
+      return qapi::to_json(carry_out(read<T>(arguments)));
+    };
+  }
+
+  /// Throws BlockError, of class CommandNotFound where the command is not known.
+  qapi::json::value execute(const qapi::Command& command) const {
+    const auto found = handlers_.find(command.name);
+    if (found == handlers_.end())
+      throw BlockError(fmt::format("The command {} has not been found", command.name),
+                       "CommandNotFound");
+    return found->second(command.arguments);
+  }
+
+  bool knows(const std::string& name) const { return handlers_.count(name) != 0; }
+  void forget(const std::string& name) { handlers_.erase(name); }
+  std::vector<std::string> names() const {
+    std::vector<std::string> names;
+    for (const auto& [name, handler] : handlers_)
+      names.push_back(name);
+    return names;
+  }
+
+  /// The arguments of a command, or of one action of a transaction.
+  template <class T>
+  static T read(const qapi::json::object& arguments) {
+    T typed{};
+    FieldNames names;
+    typed.fields(names);
+    for (const auto& member : arguments)
+      if (std::find(names.known.begin(), names.known.end(), member.key()) == names.known.end())
+        refuse("Parameter '{}' is unexpected", std::string_view(member.key()));
+    for (const std::string& needed : names.needed)
+      if (!arguments.contains(needed))
+        refuse("Parameter '{}' is missing", needed);
+    try {
+      qapi::from_json(qapi::json::value(arguments), typed, "");
+    } catch (const Error& error) {
+      refuse("Invalid parameter type: {}", error.what());
+    }
+    return typed;
+  }
+
+ private:
+  struct FieldNames {
+    template <class T>
+    void operator()(std::string_view name, const T& /*value*/) {
+      known.emplace_back(name);
+      if (!qapi::IsOptional<T>::value)
+        needed.emplace_back(name);
+    }
+    std::vector<std::string> known;
+    std::vector<std::string> needed;
+  };
+
+  std::map<std::string, Handler> handlers_;
+};
+
+}  // namespace nbdelta::sim

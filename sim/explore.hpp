@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "sim/schedule.hpp"
+
+namespace nbdelta::sim {
+
+/// What one schedule came to.
+struct Explored {
+  std::optional<std::string> violation;
+  std::vector<std::string> log;  // where there was one
+  std::set<std::string> seen;    // faults, states and crash points
+  std::uint64_t steps = 0;
+};
+
+/// Runs a schedule from its beginning; the same one always goes the same way.
+Explored explore(const Schedule& schedule, bool keep_log = false);
+
+/// Leaves away what a violation does not need.
+Schedule shrink(Schedule schedule);
+
+struct ExploreResult {
+  std::uint64_t schedules = 0;
+  std::uint64_t steps = 0;
+  std::vector<std::uint64_t> failed;  // seeds
+  std::map<std::string, std::uint64_t> seen;
+  double seconds = 0;
+};
+
+/// Seeds `first` to `last`, in `jobs` threads; stops at `most_failures`.
+ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jobs,
+                            std::size_t most_failures);
+
+}  // namespace nbdelta::sim

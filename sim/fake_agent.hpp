@@ -1,0 +1,64 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "client/clock.hpp"
+#include "client/qmp/channel.hpp"
+#include "qapi/message.hpp"
+#include "sim/commands.hpp"
+#include "sim/outbox.hpp"
+
+namespace nbdelta::sim {
+
+namespace asio = boost::asio;
+using client::Clock;
+
+/// How a freeze goes.
+struct FreezeBehaviour {
+  Clock::Duration time = std::chrono::milliseconds(20);
+  bool freezes = true;  // whether file systems are frozen in the end
+  bool answers = true;  // whether anybody is told
+  std::string error;    // what is answered instead
+};
+
+/// Stands in for the guest agent behind its serial port (QEMU qga/qapi-schema.json): it carries out
+/// one command after the other, and answers whoever is connected then. For one thread.
+class FakeAgent {
+ public:
+  FakeAgent(asio::any_io_executor executor, Clock& clock);
+
+  /// A connection to the port, until the other end closes it. While one is open, another waits.
+  asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
+
+  bool frozen() const { return frozen_ != 0; }
+  std::int64_t file_systems = 2;
+  Clock::Duration command_time = std::chrono::microseconds(200);
+  Clock::Duration thaw_time = std::chrono::milliseconds(5);
+  /// How the next freeze goes.
+  std::function<FreezeBehaviour()> freeze = [] { return FreezeBehaviour(); };
+  /// It takes commands, and does nothing with them.
+  bool silent = false;
+  std::function<void(bool frozen)> changed = [](bool) {};
+
+ private:
+  asio::awaitable<void> work();
+  asio::awaitable<void> carry_out(qapi::Command command);
+  asio::awaitable<void> freeze_now();
+  void reply(const std::string& line, bool delimited = false);
+  void set_frozen(std::int64_t count);
+
+  asio::any_io_executor executor_;
+  Clock* clock_;
+  std::shared_ptr<Outbox> client_;
+  std::deque<std::string> lines_;
+  bool working_ = false;
+  std::int64_t frozen_ = 0;
+};
+
+}  // namespace nbdelta::sim

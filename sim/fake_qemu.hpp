@@ -1,0 +1,184 @@
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <functional>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "client/clock.hpp"
+#include "client/qmp/channel.hpp"
+#include "qapi/export_commands.hpp"
+#include "qapi/job_commands.hpp"
+#include "qapi/snapshot_commands.hpp"
+#include "sim/block_graph.hpp"
+#include "sim/commands.hpp"
+#include "sim/outbox.hpp"
+
+namespace nbdelta::sim {
+
+namespace asio = boost::asio;
+using client::Clock;
+
+/// What QEMU takes its time for.
+struct Timing {
+  Clock::Duration command = std::chrono::microseconds(100);
+  Clock::Duration transaction = std::chrono::microseconds(400);
+  Clock::Duration job_granule = std::chrono::microseconds(500);
+};
+
+/// What becomes of an answer.
+struct AnswerFate {
+  Clock::Duration delay{};
+  bool disconnect = false;  // instead of it
+};
+
+/// What somebody outside makes of QEMU: all of them may throw, which ends the command.
+struct QemuHooks {
+  /// Before a command is carried out; a returned text is its refusal.
+  std::function<std::optional<std::string>(const qapi::Command&)> before_command =
+      [](const qapi::Command&) { return std::nullopt; };
+  /// When a command was carried out.
+  std::function<AnswerFate(const qapi::Command&)> after_command = [](const qapi::Command&) {
+    return AnswerFate();
+  };
+  /// After an effect that a crash could fall upon: QEMU may be killed here.
+  std::function<void(std::string_view what)> step = [](std::string_view) {};
+  /// Whether a job fails when it copies next.
+  std::function<std::optional<std::string>(const std::string& job)> job_error =
+      [](const std::string&) { return std::nullopt; };
+  /// A transaction with a snapshot was carried out: the guest's disks are what they are now.
+  std::function<void()> switched = [] {};
+};
+
+/// A job (QEMU qapi/job.json, "JobStatus").
+struct Job {
+  std::string id;
+  std::string status = "created";
+  std::string error;
+  Node* active = nullptr;  // what the guest writes to
+  Node* top = nullptr;
+  Node* base = nullptr;
+  std::optional<std::string> backing_file;
+  bool intermediate = false;  // the guest does not write to `top`
+  bool auto_finalize = true;
+  bool auto_dismiss = true;
+  bool complete = false;
+  bool cancelled = false;
+  bool copying = false;      // a coroutine is at it
+  std::uint64_t serial = 0;  // of all jobs of this QEMU
+  std::uint64_t length = 0;  // granules
+  std::uint64_t granule_size = 0;
+  std::uint64_t done = 0;
+  std::set<std::uint64_t> dirty;  // granules to be copied (again)
+};
+
+struct Export {
+  std::string id;
+  std::string name;
+  Node* node = nullptr;
+  std::vector<std::string> bitmaps;
+};
+
+/// Stands in for a QEMU process: a block graph, the QMP commands that nbdelta uses, jobs, NBD
+/// exports and events. For one thread: its coroutines run on `executor`, and end when that goes.
+class FakeQemu {
+ public:
+  struct Version {
+    std::uint64_t major = 7;
+    std::uint64_t minor = 2;
+    std::uint64_t micro = 22;
+  };
+
+  FakeQemu(asio::any_io_executor executor, Clock& clock, ImageHost& host, std::uint64_t seed);
+
+  BlockGraph& graph() { return graph_; }
+  const std::list<Job>& jobs() const { return jobs_; }
+  const std::map<std::string, Export>& exports() const { return exports_; }
+  CommandTable& commands() { return commands_; }
+  Timing& timing() { return timing_; }
+  QemuHooks& hooks() { return hooks_; }
+  Version& version() { return version_; }
+
+  /// One QMP connection, until the other end closes it.
+  asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
+
+  /// The guest's, through its device. Throws BlockError (ENOSPC pauses a real guest).
+  void write(Device& device, std::uint64_t granule, WriteNumber number);
+  void write_zero(Device& device, std::uint64_t granule);
+
+  void set_run_state(std::string state) { run_state_ = std::move(state); }
+  void set_migration(std::string status) { migration_ = std::move(status); }
+  /// The socket of the NBD server, where it runs.
+  const std::optional<std::string>& nbd_server() const { return nbd_server_; }
+  const Export* find_export(const std::string& name) const;
+
+  void emit(const std::string& name, qapi::json::object data);
+  /// SIGKILL. What is still on its way is not delivered.
+  void die();
+  bool dead() const { return dead_; }
+
+ private:
+  struct Monitor {
+    std::shared_ptr<Outbox> client;
+    bool negotiated = false;
+  };
+
+  void add_commands();
+  asio::awaitable<void> converse(Monitor& monitor);
+  asio::awaitable<std::string> answer(Monitor& monitor, std::string line);
+  asio::awaitable<qapi::json::value> carry_out(Monitor& monitor, qapi::Command command);
+  Clock::Duration time_of(const std::string& command) const;
+
+  qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);
+  qapi::Nothing blockdev_reopen(const qapi::BlockdevReopen& command);
+  qapi::Nothing transaction(const qapi::Transaction& command);
+  std::function<void()> act(const qapi::TransactionAction& action);
+  std::function<void()> add_bitmap(const qapi::BlockDirtyBitmapAdd& command);
+  std::function<void()> set_recording(const std::string& node, const std::string& bitmap,
+                                      bool recording);
+  qapi::Nothing remove_bitmap(const qapi::BlockDirtyBitmapRemove& command);
+  std::function<void()> merge_bitmaps(const qapi::BlockDirtyBitmapMerge& command);
+  qapi::Nothing block_commit(const qapi::BlockCommit& command);
+  qapi::Nothing change_backing_file(const qapi::ChangeBackingFile& command);
+  qapi::Nothing set_write_threshold(const qapi::BlockSetWriteThreshold& command);
+  qapi::Nothing export_add(const qapi::BlockExportAdd& command);
+  qapi::Nothing export_del(const std::string& id);
+  Bitmap& usable_bitmap(const std::string& node, const std::string& bitmap);
+
+  Job& find_job(const std::string& id, std::string_view verb);
+  void set_status(Job& job, const std::string& status);
+  void start_copying(Job& job);
+  Job* working_job(std::uint64_t serial);
+  asio::awaitable<void> run_job(std::uint64_t serial);
+  void converge(Job& job);
+  void conclude(Job& job, const std::string& error);
+  void finish_active(Job& job);
+  void finish_intermediate(Job& job);
+  void release(Job& job);
+  void mark_for_jobs(const Node& node, std::uint64_t granule);
+  void tell_of_threshold(Node& node);
+
+  asio::any_io_executor executor_;
+  Clock* clock_;
+  BlockGraph graph_;
+  CommandTable commands_;
+  Timing timing_;
+  QemuHooks hooks_;
+  Version version_;
+  std::list<Monitor> monitors_;
+  std::list<Job> jobs_;
+  std::map<std::string, Export> exports_;
+  std::optional<std::string> nbd_server_;
+  std::string run_state_ = "running";
+  std::string migration_;
+  std::uint64_t last_job_ = 0;
+  bool dead_ = false;
+};
+
+}  // namespace nbdelta::sim

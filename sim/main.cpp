@@ -1,0 +1,68 @@
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <string>
+
+#include "sim/explore.hpp"
+
+namespace {
+
+using namespace nbdelta::sim;
+
+struct ExploreOptions {
+  std::string seeds = "1..1000";
+  std::uint64_t seed = 0;
+  unsigned jobs = 1;
+  bool shrink = false;
+};
+
+void print_seed(const Schedule& schedule) {
+  const Explored explored = explore(schedule, true);
+  fmt::print("{}", schedule.text());
+  for (const std::string& line : explored.log)
+    fmt::print("{}\n", line);
+  fmt::print("{}\n", explored.violation ? "VIOLATION: " + *explored.violation : "nothing is wrong");
+}
+
+int run_explore(const ExploreOptions& options) {
+  if (options.seed != 0) {
+    Schedule schedule = Schedule::of_seed(options.seed);
+    if (options.shrink)
+      schedule = shrink(schedule);
+    print_seed(schedule);
+    return explore(schedule).violation ? 1 : 0;
+  }
+  const std::size_t dots = options.seeds.find("..");
+  const std::uint64_t first = std::stoull(options.seeds.substr(0, dots));
+  const std::uint64_t last =
+      dots == std::string::npos ? first : std::stoull(options.seeds.substr(dots + 2));
+  const ExploreResult result = explore_seeds(first, last, options.jobs, 20);
+  for (const auto& [what, count] : result.seen)
+    fmt::print("{:8} {}\n", count, what);
+  fmt::print(
+      "{} schedules, {} steps, {} distinct crash points, faults and states; {:.0f} schedules "
+      "a second\n",
+      result.schedules, result.steps, result.seen.size(),
+      static_cast<double>(result.schedules) / result.seconds);
+  for (const std::uint64_t seed : result.failed) {
+    const Schedule schedule = Schedule::of_seed(seed);
+    fmt::print("seed {} fails: {}\n", seed, explore(schedule).violation.value_or("?"));
+  }
+  return result.failed.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  CLI::App app("Stands in for QEMU, its guest agent and its guest");
+  app.require_subcommand(1);
+  ExploreOptions options;
+  CLI::App* explore = app.add_subcommand("explore", "Drives backups through faults and crashes");
+  explore->add_option("--seeds", options.seeds, "A..B");
+  explore->add_option("--seed", options.seed, "Replays one, with its log");
+  explore->add_option("--jobs", options.jobs, "Threads");
+  explore->add_flag("--shrink", options.shrink, "Leaves away what the violation does not need");
+  CLI11_PARSE(app, argc, argv);
+  return run_explore(options);
+}

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <deque>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "client/qmp/channel.hpp"
+
+namespace nbdelta::sim {
+
+namespace asio = boost::asio;
+
+/// Sends lines in the order they are given, without waiting for that; what the other end does not
+/// take any more is dropped.
+class Outbox : public std::enable_shared_from_this<Outbox> {
+ public:
+  Outbox(asio::any_io_executor executor, std::unique_ptr<client::qmp::Channel> channel)
+      : executor_(std::move(executor)), channel_(std::move(channel)) {}
+
+  client::qmp::Channel& channel() { return *channel_; }
+
+  void send(std::string line) {
+    lines_.push_back(std::move(line));
+    if (!std::exchange(sending_, true))
+      asio::co_spawn(executor_, work(shared_from_this()), asio::detached);
+  }
+
+ private:
+  static asio::awaitable<void> work(std::shared_ptr<Outbox> self) {
+    try {
+      while (!self->lines_.empty()) {
+        std::string line = std::move(self->lines_.front());
+        self->lines_.pop_front();
+        co_await self->channel_->send(std::move(line));
+      }
+    } catch (const client::qmp::ChannelLost&) {
+      self->lines_.clear();
+    }
+    self->sending_ = false;
+  }
+
+  asio::any_io_executor executor_;
+  std::unique_ptr<client::qmp::Channel> channel_;
+  std::deque<std::string> lines_;
+  bool sending_ = false;
+};
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,99 @@
+#include "sim/schedule.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <iterator>
+
+#include "sim/random.hpp"
+
+namespace nbdelta::sim {
+
+std::string_view name_of(FaultKind kind) {
+  static constexpr std::string_view kNames[] = {"kill nbdelta",
+                                                "kill QEMU",
+                                                "kill nbdkit",
+                                                "kill the guardian",
+                                                "kill nbdelta and the guardian",
+                                                "kill nbdelta and QEMU",
+                                                "kill everything",
+                                                "interrupt",
+                                                "command error",
+                                                "late answer",
+                                                "disconnect",
+                                                "job error",
+                                                "base full",
+                                                "overlay full",
+                                                "repository full",
+                                                "file error",
+                                                "nbdkit refuses",
+                                                "slow freeze",
+                                                "hung freeze",
+                                                "failed freeze",
+                                                "late freeze",
+                                                "silent agent",
+                                                "guest shuts down"};
+  static_assert(std::size(kNames) == kFaultKinds);
+  return kNames[static_cast<std::uint8_t>(kind)];
+}
+
+Schedule Schedule::of_seed(std::uint64_t seed) {
+  Random random(seed);
+  Schedule schedule;
+  schedule.seed = seed;
+  const std::uint64_t disks = 1 + random.below(3);
+  for (std::uint64_t i = 0; i < disks; ++i)
+    schedule.disks.push_back({.format = random.chance(65) ? "qcow2" : "raw",
+                              .granules = 4 + random.below(13),
+                              .has_backing = random.chance(15),
+                              .by_drive = random.chance(25)});
+  for (DiskSetup& disk : schedule.disks)
+    if (disk.format == "raw")
+      disk.has_backing = false;
+  schedule.by_overlay = random.chance(40);
+  static constexpr const char* kQuiesce[] = {"auto", "auto", "no", "require"};
+  schedule.quiesce = random.pick(kQuiesce);
+  schedule.old_qemu = random.chance(60);
+  static constexpr std::uint32_t kPauses[] = {200, 1000, 3000, 10000, 1000000};
+  schedule.write_pause_us = random.pick(kPauses);
+  if (random.chance(15))
+    schedule.commit_deadline_ms = 1 + static_cast<std::uint32_t>(random.below(20));
+  const std::uint64_t sessions = 2 + random.below(3);
+  for (std::uint64_t i = 0; i < sessions; ++i) {
+    SessionSetup session;
+    session.full = i != 0 && random.chance(5);
+    session.external = random.chance(12);
+    session.fails = session.external && random.chance(40);
+    session.recover_after = random.chance(50);
+    session.writes_before = static_cast<std::uint32_t>(random.below(12));
+    const std::uint64_t faults = random.chance(25) ? 0 : 1 + random.below(2);
+    for (std::uint64_t k = 0; k < faults; ++k)
+      session.faults.push_back({.kind = static_cast<FaultKind>(random.below(kFaultKinds)),
+                                .step = static_cast<std::uint32_t>(random.below(160))});
+    schedule.sessions.push_back(std::move(session));
+  }
+  return schedule;
+}
+
+std::string Schedule::text() const {
+  std::string text = fmt::format(
+      "seed {}: tracking {}, quiesce {}, QEMU {}, a write each {} us, "
+      "commit deadline {} ms\n",
+      seed, by_overlay ? "overlay" : "bitmap", quiesce, old_qemu ? "7.2" : "10.0", write_pause_us,
+      commit_deadline_ms);
+  for (const DiskSetup& disk : disks)
+    text += fmt::format("  disk: {}, {} granules{}{}\n", disk.format, disk.granules,
+                        disk.has_backing ? ", over a backing file" : "",
+                        disk.by_drive ? ", by -drive" : "");
+  for (const SessionSetup& session : sessions) {
+    text += fmt::format("  session: {} writes before{}{}{}{}\n", session.writes_before,
+                        session.full ? ", --full" : "", session.external ? ", begin and end" : "",
+                        session.fails ? " --failure" : "",
+                        session.recover_after ? ", then recover" : "");
+    for (const Fault& fault : session.faults)
+      text += fmt::format("    from step {} on: {}\n", fault.step, name_of(fault.kind));
+  }
+  return text;
+}
+
+}  // namespace nbdelta::sim

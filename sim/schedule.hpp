@@ -1,0 +1,80 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace nbdelta::sim {
+
+/// What goes wrong in a schedule.
+enum class FaultKind : std::uint8_t {
+  kill_nbdelta,
+  kill_qemu,
+  kill_plugin,
+  kill_guardian,
+  kill_nbdelta_and_guardian,
+  kill_nbdelta_and_qemu,
+  kill_everything,
+  interrupt,      // the user's SIGINT
+  command_error,  // QEMU refuses a command
+  answer_late,    // a command is carried out, and its answer takes longer than anybody waits
+  disconnect,     // a command is carried out, and the connection is cut
+  job_error,
+  base_full,  // no space left where the base is
+  overlay_full,
+  repository_full,
+  file_error,  // of one of nbdelta's own files
+  plugin_refuses,
+  freeze_slow,
+  freeze_hangs,
+  freeze_fails,  // with an error, after it has frozen some file systems
+  freeze_late,   // it is answered after the deadline
+  agent_silent,
+  guest_ends,  // it shuts down
+};
+inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::guest_ends) + 1;
+
+std::string_view name_of(FaultKind kind);
+
+/// Happens at the first occasion of its kind from the given step on. Steps are counted from the
+/// session's start over all processes: commands, files, jobs, servers.
+struct Fault {
+  FaultKind kind = FaultKind::kill_nbdelta;
+  std::uint32_t step = 0;
+};
+
+/// Deliberate defects, to see that they are found: only in builds for tests.
+struct DiskSetup {
+  std::string format = "qcow2";
+  std::uint64_t granules = 16;
+  bool has_backing = false;
+  bool by_drive = false;  // QEMU makes the node names up
+};
+
+/// One session and what befalls it.
+struct SessionSetup {
+  bool full = false;
+  bool external = false;  // begin, a copy, end
+  bool fails = false;     // of an external one: end --failure
+  std::vector<Fault> faults;
+  bool recover_after = false;  // else the next backup puts things right
+  std::uint32_t writes_before = 8;
+};
+
+/// All that a seed decides, so that it can be printed, replayed and made smaller.
+struct Schedule {
+  std::uint64_t seed = 0;
+  std::vector<DiskSetup> disks;
+  bool by_overlay = false;
+  std::string quiesce = "auto";
+  bool old_qemu = true;  // 7.2; else 10.0
+  std::uint32_t write_pause_us = 3000;
+  std::uint32_t commit_deadline_ms = 600'000;
+  std::vector<SessionSetup> sessions;
+
+  static Schedule of_seed(std::uint64_t seed);
+  std::string text() const;
+};
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,473 @@
+#include "sim/session_environment.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <utility>
+
+#include "client/backup/guardian.hpp"
+#include "client/backup/names.hpp"
+#include "sim/pipe.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+using namespace std::chrono_literals;
+namespace backup = client::backup;
+namespace qmp = client::qmp;
+
+constexpr Clock::Duration kStart = 30ms;  // of nbdkit
+constexpr Clock::Duration kPullGranule = 200us;
+
+/// Errors come as a real process's do: nothing that a killed one does has an effect any more.
+class SimFiles final : public backup::Files {
+ public:
+  SimFiles(World& world, Process& process) : world_(&world), process_(&process) {}
+
+  void create_overlay(const std::string& path, std::uint64_t disk_size, const std::string& backing,
+                      image::Format backing_format) override {
+    change("create " + path);
+    if (exists(path))
+      fail(EEXIST, "{}: exists", path);
+    MemoryImage& image = store().create_image(path, "qcow2", disk_size / MemoryImage::kGranule);
+    image.set_backing({backing, backing_format == image::Format::raw ? "raw" : "qcow2"});
+    done("created " + path);
+  }
+
+  bool overlay_is_empty(const std::string& path) override {
+    look();
+    const MemoryImage* image = store().image(path);
+    return image != nullptr && image->is_empty();
+  }
+
+  std::optional<std::string> backing_of(const std::string& path) override {
+    look();
+    const MemoryImage* image = store().image(path);
+    if (image == nullptr || !image->backing())
+      return std::nullopt;
+    return image->backing()->path;
+  }
+
+  void check_readable(const std::string& path) override {
+    look();
+    if (!exists(path))
+      fail(ENOENT, "{}: No such file or directory", path);
+  }
+  void sync(const std::string& path) override { change("sync " + path); }
+  std::uint64_t allocated(const std::string& path) override {
+    check_readable(path);
+    const MemoryImage* image = store().image(path);
+    return image == nullptr ? 0 : image->allocated();
+  }
+  std::int64_t modified(const std::string& path) override {
+    check_readable(path);
+    const MemoryImage* image = store().image(path);
+    return image == nullptr ? store().now : image->modified;
+  }
+  bool exists(const std::string& path) override {
+    look();
+    return store().files().count(path) != 0;
+  }
+  std::optional<std::string> read_text(const std::string& path) override {
+    look();
+    const auto found = store().files().find(path);
+    if (found == store().files().end())
+      return std::nullopt;
+    return found->second.text;
+  }
+  void write_text(const std::string& path, const std::string& text) override {
+    change("write " + path);
+    if (path.starts_with("/repo/") && world_->strike({FaultKind::repository_full}))
+      fail(ENOSPC, "{}: No space left on device", path);
+    store().files()[path].text = text;
+    done("wrote " + path);
+  }
+  std::vector<std::string> list(const std::string& folder) override {
+    look();
+    std::set<std::string> names;
+    const auto add = [&](const std::string& path) {
+      if (path.size() > folder.size() + 1 && path.starts_with(folder + "/")) {
+        const std::string rest = path.substr(folder.size() + 1);
+        names.insert(rest.substr(0, rest.find('/')));
+      }
+    };
+    for (const auto& [path, file] : store().files())
+      add(path);
+    for (const std::string& each : store().folders())
+      add(each);
+    return {names.begin(), names.end()};
+  }
+  void make_folder(const std::string& path) override {
+    change("make " + path);
+    store().folders().insert(path);
+  }
+  void remove_folder(const std::string& path) override {
+    change("remove " + path);
+    std::erase_if(store().files(),
+                  [&](const auto& file) { return file.first.starts_with(path + "/"); });
+    store().folders().erase(path);
+    done("removed " + path);
+  }
+  void remove(const std::string& path) override {
+    if (!exists(path))
+      return;
+    change("remove " + path);
+    store().files().erase(path);
+    done("removed " + path);
+  }
+  std::string canonical(const std::string& path) override { return path; }
+  std::uint64_t free_space(const std::string& /*folder*/) override {
+    look();
+    return 100 * MemoryImage::kGranule;
+  }
+  std::unique_ptr<backup::Lock> lock(const std::string& path) override {
+    change("lock " + path);
+    store().files()[path];
+    return std::make_unique<backup::Lock>();
+  }
+
+ private:
+  Store& store() { return world_->store(); }
+  void look() const {
+    if (process_->doomed())
+      fail(EINTR, "killed");
+  }
+  /// Before a change: it may fail, or its process be killed.
+  void change(const std::string& what) {
+    done(what);
+    if (world_->strike({FaultKind::file_error}))
+      fail(EIO, "{}: Input/output error", what);
+  }
+  void done(const std::string& what) {
+    look();
+    world_->step(what, process_);
+    look();
+  }
+
+  World* world_;
+  Process* process_;
+};
+
+/// The chain below an image, as a plugin opens it.
+std::vector<std::string> chain_of(const Store& store, const std::string& path) {
+  std::vector<std::string> chain{path};
+  while (const MemoryImage* image = store.image(chain.back())) {
+    if (!image->backing())
+      break;
+    chain.push_back(image->backing()->path);
+  }
+  return chain;
+}
+
+WriteNumber read_chain(const Store& store, const std::string& path, std::uint64_t granule) {
+  for (const std::string& each : chain_of(store, path)) {
+    const MemoryImage* image = store.image(each);
+    if (image == nullptr || granule >= image->granules())
+      return 0;
+    if (image->held(granule) == Held::data)
+      return image->read(granule);
+    if (image->held(granule) == Held::zero)
+      return 0;
+  }
+  return 0;
+}
+
+Plugin* find_plugin(World& world, const std::string& uri) {
+  for (Plugin& plugin : world.plugins())
+    if (plugin.alive && uri.starts_with("sim://" + plugin.name + "/"))
+      return &plugin;
+  return nullptr;
+}
+
+bool is_changed(const Store& store, const Plugin& plugin, std::uint64_t granule) {
+  if (plugin.layer)
+    return store.image(plugin.image)->held(granule) != Held::nothing;
+  return granule < plugin.changed.size() && plugin.changed[granule];
+}
+
+/// The bitmap of the image that the export names becomes the plugin's map.
+void use_map(const Store& store, Plugin& plugin, const std::string& uri) {
+  const std::string view = uri.substr(uri.rfind('/') + 1);
+  constexpr std::string_view kBitmap = "dirty:";
+  if (!view.starts_with(kBitmap))
+    return;
+  plugin.layer = false;
+  const std::string name = view.substr(kBitmap.size());
+  for (const StoredBitmap& bitmap : store.image(plugin.image)->bitmaps())
+    if (bitmap.name == name && !bitmap.in_use) {
+      plugin.changed = bitmap.bits;
+      return;
+    }
+  fail(ENOENT, "nbdkit: {}: there is no bitmap {} that could be used", plugin.image, name);
+}
+
+/// One granule of what `uri` shows goes to `target`.
+void copy_granule(const Store& store, const Plugin& plugin, const std::string& uri,
+                  MemoryImage& target, std::uint64_t granule) {
+  const bool whole = uri.ends_with("/image");
+  if (!whole && !is_changed(store, plugin, granule))
+    return;
+  const WriteNumber number = read_chain(store, plugin.image, granule);
+  if (number != 0)
+    target.write(granule, number);
+  else
+    target.write_zero(granule);
+}
+
+class SimServer final : public backup::Server {
+ public:
+  SimServer(World& world, Process& process, Plugin& plugin)
+      : world_(&world), process_(&process), plugin_(&plugin) {}
+  SimServer(const SimServer&) = delete;
+  SimServer& operator=(const SimServer&) = delete;
+  ~SimServer() override {
+    if (!plugin_->outlives)
+      SimServer::stop();
+  }
+
+  bool running() override { return plugin_->alive; }
+  std::string uri(std::string_view export_name) const override {
+    return fmt::format("sim://{}/{}", plugin_->name, export_name);
+  }
+  void stop() override {
+    if (plugin_->alive && !process_->doomed())
+      world_->kill_plugin(*plugin_);
+  }
+
+ private:
+  World* world_;
+  Process* process_;
+  Plugin* plugin_;
+};
+
+class SimEnvironment final : public backup::Environment {
+ public:
+  SimEnvironment(World& world, Process& process)
+      : world_(&world), process_(&process), files_(world, process) {}
+
+  Clock& clock() override { return process_->clock(); }
+  backup::Files& files() override { return files_; }
+  std::int64_t wall_clock() override { return world_->store().now; }
+  std::uint64_t random() override { return world_->random().next(); }
+
+  asio::awaitable<std::unique_ptr<qmp::Channel>> connect_qmp(std::string address) override {
+    live();
+    if (world_->qemu() == nullptr || world_->qemu_process()->doomed())
+      fail(ECONNREFUSED, "QMP at {}: Connection refused", address);
+    auto [ours, theirs] = make_pipe(*process_, *world_->qemu_process(), "QMP at " + address);
+    world_->qemu_process()->spawn(world_->qemu()->serve(std::move(theirs)));
+    co_return std::move(ours);
+  }
+
+  std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
+    live();
+    world_->step("start a guardian", process_);
+    live();
+    Process& process = world_->start_guardian_process();
+    auto [ours, theirs] = make_pipe(*process_, process, "the guardian");
+    process.spawn(guard(*world_, process, agent_address, std::move(theirs)));
+    return std::move(ours);
+  }
+
+  asio::awaitable<std::unique_ptr<backup::Server>> serve(backup::ServeRequest request) override {
+    live();
+    world_->step("start nbdkit", process_);
+    co_await clock().wait(kStart);
+    live();
+    if (world_->strike({FaultKind::plugin_refuses}))
+      fail(EIO, "nbdkit: it does not start");
+    Plugin plugin;
+    plugin.name = fmt::format("{}-{}", request.name, world_->plugins().size());
+    plugin.image = request.image;
+    plugin.outlives = request.lifetime == backup::Lifetime::ended;
+    plugin.locked = chain_of(world_->store(), request.image);
+    for (const std::string& path : plugin.locked) {
+      MemoryImage* image = world_->store().image(path);
+      if (image == nullptr)
+        fail(ENOENT, "nbdkit: {}: No such file or directory", path);
+      if (image->writer)
+        fail(EAGAIN, "nbdkit: {}: another process has it open for writing", path);
+    }
+    plugin.layer = true;  // where no other view is asked for
+    if (!request.map.empty()) {
+      const std::string name = request.map.substr(std::string("nbd+unix:///").size());
+      plugin.changed = bits_of_export(name.substr(0, name.find('?')));
+      plugin.layer = false;
+    }
+    for (const std::string& path : plugin.locked)
+      ++world_->store().image(path)->readers;
+    world_->plugins().push_back(std::move(plugin));
+    auto server = std::make_unique<SimServer>(*world_, *process_, world_->plugins().back());
+    world_->step("nbdkit serves", process_);
+    live();
+    co_return server;
+  }
+
+  unsigned end_servers(const std::set<std::string>& images,
+                       const std::function<bool(const backup::SessionId&)>& is_ours) override {
+    live();
+    unsigned ended = 0;
+    for (Plugin& plugin : world_->plugins()) {
+      const auto session = backup::session_of(plugin.name);
+      if (!plugin.alive || images.count(plugin.image) == 0 || !session || !is_ours(*session))
+        continue;
+      world_->kill_plugin(plugin);
+      ++ended;
+    }
+    return ended;
+  }
+
+  asio::awaitable<backup::PullResult> pull(backup::PullRequest request,
+                                           client::pull::Counters& /*counters*/) override {
+    live();
+    Store& store = world_->store();
+    store.files()[request.target].text = "unfinished";
+    Plugin* plugin = find_plugin(*world_, request.uri);
+    if (plugin == nullptr)
+      fail(ECONNREFUSED, "{}: no server", request.uri);
+    backup::PullResult result;
+    try {
+      use_map(store, *plugin, request.uri);
+      const std::uint64_t granules = store.image(plugin->image)->granules();
+      MemoryImage target("qcow2", granules, store.now);
+      for (std::uint64_t granule = 0; granule < granules; ++granule) {
+        co_await clock().wait(kPullGranule);
+        live();
+        if (!plugin->alive)
+          fail(ECONNRESET, "{}: the server is gone", request.uri);
+        if (world_->interrupted())
+          fail(EINTR, "interrupted");
+        copy_granule(store, *plugin, request.uri, target, granule);
+        world_->step("pulled", process_);
+        live();
+      }
+      if (world_->strike({FaultKind::repository_full}))
+        fail(ENOSPC, "{}: No space left on device", request.target);
+      put(request.target, request.base, std::move(target));
+    } catch (const Error&) {
+      if (!process_->doomed())
+        store.files().erase(request.target);
+      throw;
+    }
+    world_->step("pulled all", process_);
+    live();
+    co_return result;
+  }
+
+  void commit_offline(const std::string& overlay) override {
+    live();
+    world_->step("qemu-img commit", process_);
+    live();
+    Store& store = world_->store();
+    MemoryImage* from = store.image(overlay);
+    MemoryImage* to =
+        from == nullptr || !from->backing() ? nullptr : store.image(from->backing()->path);
+    if (to == nullptr)
+      fail(EIO, "qemu-img commit {}: there is nothing below it", overlay);
+    if (from->writer || to->writer || to->readers != 0)
+      fail(EIO, "qemu-img commit {}: Failed to get \"write\" lock", overlay);
+    for (std::uint64_t granule = 0; granule < from->granules(); ++granule) {
+      if (from->held(granule) == Held::data)
+        to->write(granule, from->read(granule));
+      else if (from->held(granule) == Held::zero)
+        to->write_zero(granule);
+      else
+        continue;
+      mark(*to, granule);
+    }
+    to->flush();
+    world_->step("qemu-img committed", process_);
+    live();
+  }
+
+  bool reads_as_below(const std::string& overlay) override {
+    live();
+    const Store& store = world_->store();
+    const MemoryImage* image = store.image(overlay);
+    for (std::uint64_t granule = 0; granule < image->granules(); ++granule)
+      if (read_chain(store, overlay, granule) != read_chain(store, image->backing()->path, granule))
+        return false;
+    return true;
+  }
+
+  bool stop_requested() override { return world_->interrupted(); }
+
+ private:
+  void live() const {
+    if (process_->doomed())
+      throw qmp::ChannelLost(EINTR, "killed");
+  }
+
+  static void mark(MemoryImage& image, std::uint64_t granule) {
+    std::vector<StoredBitmap> bitmaps = image.bitmaps();
+    for (StoredBitmap& bitmap : bitmaps)
+      if (bitmap.recording && !bitmap.in_use)
+        bitmap.bits[granule] = true;
+    image.set_bitmaps(std::move(bitmaps));
+  }
+
+  std::vector<bool> bits_of_export(const std::string& name) const {
+    const FakeQemu* qemu = world_->qemu();
+    const Export* found = qemu == nullptr ? nullptr : qemu->find_export(name);
+    if (found == nullptr)
+      fail(ENOENT, "nbdkit: map: there is no export {}", name);
+    return found->node->find_bitmap(found->bitmaps.at(0))->bits;
+  }
+
+  void put(const std::string& target, const std::string& base, MemoryImage image) {
+    image.flush();
+    if (!base.empty())
+      image.set_backing({std::filesystem::path(backup::folder_of(target) + "/" + base)
+                             .lexically_normal()
+                             .string(),
+                         "qcow2"});
+    world_->store().files()[target] = {.text = {},
+                                       .image = std::make_shared<MemoryImage>(std::move(image))};
+  }
+
+  static asio::awaitable<void> guard(World& world, Process& process, std::string address,
+                                     std::unique_ptr<qmp::Channel> session) {
+    const auto connect = [&world, &process,
+                          address]() -> asio::awaitable<std::unique_ptr<qmp::Channel>> {
+      if (world.qemu() == nullptr || world.qemu_process()->doomed())
+        fail(ECONNREFUSED, "the guest agent at {}: Connection refused", address);
+      auto [ours, theirs] = make_pipe(process, *world.qemu_process(), "the guest agent");
+      world.qemu_process()->spawn(world.agent()->serve(std::move(theirs)));
+      co_return std::move(ours);
+    };
+    backup::Guardian guardian(connect, std::move(session), process.clock(), 1000);
+    try {
+      co_await guardian.run();
+    } catch (const Error&) {  // it says so to nobody here
+    }
+  }
+
+  World* world_;
+  Process* process_;
+  SimFiles files_;
+};
+
+}  // namespace
+
+std::unique_ptr<backup::Environment> session_environment(World& world, Process& process) {
+  return std::make_unique<SimEnvironment>(world, process);
+}
+
+void copy_export(World& world, const std::string& uri, const std::string& target,
+                 const std::string& base) {
+  Store& store = world.store();
+  Plugin* plugin = find_plugin(world, uri);
+  if (plugin == nullptr)
+    fail(ECONNREFUSED, "{}: no server", uri);
+  use_map(store, *plugin, uri);
+  const std::uint64_t granules = store.image(plugin->image)->granules();
+  MemoryImage& image = store.create_image(target, "qcow2", granules);
+  if (!base.empty())
+    image.set_backing({base, "qcow2"});
+  for (std::uint64_t granule = 0; granule < granules; ++granule)
+    copy_granule(store, *plugin, uri, image, granule);
+  image.flush();
+}
+
+}  // namespace nbdelta::sim

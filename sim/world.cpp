@@ -1,0 +1,735 @@
+#include "sim/world.hpp"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "client/backup/offline.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "client/json_text.hpp"
+#include "sim/session_environment.hpp"
+
+namespace nbdelta::sim {
+
+using namespace std::chrono_literals;
+namespace backup = client::backup;
+namespace repository = client::repository;
+
+namespace {
+
+constexpr const char* kFolder = "/repo/vm";
+constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
+constexpr Clock::Duration kLongestFreeze = 60s;
+constexpr std::uint64_t kMostSteps = 20'000;
+constexpr std::uint32_t kWritesOfARun = 60;
+
+}  // namespace
+
+World::Qemu::Qemu(World& world, std::uint64_t seed)
+    : process(world.time_, "QEMU"),
+      fake(process.executor(), process.clock(), world.store_, seed),
+      agent(process.executor(), process.clock()) {}
+
+World::World(const Schedule& schedule) : schedule_(schedule), random_(schedule.seed ^ 0x5eed) {
+  create_disks();
+  start_qemu();
+}
+
+World::~World() {
+  if (nbdelta_)
+    nbdelta_->kill();
+  for (const auto& guardian : guardians_)
+    guardian->kill();
+  if (qemu_)
+    qemu_->process.kill();
+}
+
+void World::log(std::string line) {
+  log_.push_back(fmt::format(
+      "{:12.6f} {}", std::chrono::duration<double>(time_.now().time_since_epoch()).count() - 3600,
+      line));
+}
+
+void World::violated(const std::string& what) {
+  if (qemu_)
+    for (const auto& node : qemu_->fake.graph().nodes())
+      log(fmt::format("   node {} {} {}{}{}", node->name, node->driver, node->path,
+                      node->backing == nullptr ? "" : " over " + node->backing->name,
+                      node->read_only ? " (read-only)" : ""));
+  throw Violation(what);
+}
+
+// ---- The guest ----
+
+std::string World::disk_name(std::size_t disk) const {
+  return fmt::format("vd{:c}", static_cast<char>('a' + static_cast<int>(disk)));
+}
+
+std::string World::image_path(std::size_t disk) const {
+  return fmt::format("/vm/{}.{}", disk_name(disk), schedule_.disks[disk].format);
+}
+
+void World::create_disks() {
+  for (std::size_t i = 0; i < schedule_.disks.size(); ++i) {
+    const DiskSetup& disk = schedule_.disks[i];
+    contents_.emplace_back(disk.granules);
+    MemoryImage& image = store_.create_image(image_path(i), disk.format, disk.granules);
+    if (!disk.has_backing)
+      continue;
+    const std::string below = fmt::format("/vm/{}.below.qcow2", disk_name(i));
+    MemoryImage& backing = store_.create_image(below, "qcow2", disk.granules);
+    image.set_backing({below, "qcow2"});
+    for (std::uint64_t granule = 0; granule < disk.granules; granule += 2) {
+      backing.write(granule, ++last_write_);
+      contents_[i][granule] = last_write_;
+    }
+    backing.flush();
+  }
+}
+
+void World::start_qemu() {
+  ++starts_;
+  qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
+  FakeQemu& fake = qemu_->fake;
+  if (!schedule_.old_qemu)
+    fake.version() = {10, 0, 7};
+  fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {
+    log("-> " + command.name);
+    step("command " + command.name, &qemu_->process);
+    if (strike({FaultKind::command_error}))
+      return "a fault of the simulator";
+    return std::nullopt;
+  };
+  fake.hooks().after_command = [this](const qapi::Command& /*command*/) {
+    AnswerFate fate;
+    if (strike({FaultKind::answer_late}))
+      fate.delay = 200s;
+    fate.disconnect = strike({FaultKind::disconnect}).has_value();
+    return fate;
+  };
+  fake.hooks().step = [this](std::string_view what) {
+    step("QEMU: " + std::string(what), &qemu_->process);
+  };
+  fake.hooks().job_error = [this](const std::string& /*job*/) -> std::optional<std::string> {
+    if (strike({FaultKind::job_error}))
+      return "Input/output error";
+    return std::nullopt;
+  };
+  fake.hooks().switched = [this] {
+    switches_.push_back(contents_);
+    note("switched");
+  };
+  qemu_->agent.freeze = [this] {
+    FreezeBehaviour behaviour;
+    const auto fault = strike({FaultKind::freeze_slow, FaultKind::freeze_hangs,
+                               FaultKind::freeze_fails, FaultKind::freeze_late});
+    if (!fault)
+      return behaviour;
+    if (*fault == FaultKind::freeze_slow)
+      behaviour.time = 7s;
+    else if (*fault == FaultKind::freeze_late)
+      behaviour.time = 25s;
+    else if (*fault == FaultKind::freeze_fails)
+      behaviour.error = "failed to freeze /: Input/output error";
+    else
+      behaviour.answers = false;
+    return behaviour;
+  };
+  qemu_->agent.changed = [this](bool frozen) {
+    log(frozen ? "frozen" : "thawed");
+    note(frozen ? "frozen" : "thawed");
+    if (frozen)
+      frozen_since_ = time_.now();
+    else
+      frozen_since_.reset();
+  };
+  for (std::size_t i = 0; i < schedule_.disks.size(); ++i) {
+    const DiskSetup& disk = schedule_.disks[i];
+    std::string path = image_path(i);
+    std::string format = disk.format;
+    const auto current =
+        store_.files().find("/vm/nbdelta-current-" + std::string(backup::base_name(path)));
+    if (current != store_.files().end()) {
+      path = current->second.text.substr(0, current->second.text.find('\n'));
+      format = "qcow2";
+    }
+    try {
+      Node& node = fake.graph().open({.driver = format,
+                                      .name = disk.by_drive ? "" : disk_name(i),
+                                      .file_name = {},
+                                      .path = path,
+                                      .read_only = false,
+                                      .no_backing = false,
+                                      .direct = false});
+      fake.graph().add_device(disk.by_drive ? disk_name(i) : "", disk_name(i), node);
+    } catch (const BlockError& error) {
+      violated(fmt::format("the guest does not start: {}: {}", path, error.what()));
+    }
+  }
+  log("QEMU started");
+  check_always();
+  qemu_->process.spawn(guest_writes());
+}
+
+void World::kill_qemu() {
+  qemu_->process.kill();
+  for (const auto& node : qemu_->fake.graph().nodes())
+    if (node->is_format() && !node->read_only)
+      if (MemoryImage* image = store_.image(node->path))
+        image->lose_unflushed();
+  qemu_->fake.die();
+  qemu_.reset();
+  frozen_since_.reset();
+  qemu_died_ = true;
+  restarted_ = true;
+  log("QEMU killed");
+}
+
+void World::end_qemu() {
+  qemu_->process.kill();
+  qemu_->fake.graph().shut_down();
+  qemu_.reset();
+  frozen_since_.reset();
+  restarted_ = true;
+  log("QEMU ended");
+}
+
+void World::guest_write() {
+  if (!qemu_ || qemu_->agent.frozen() || qemu_->process.doomed())
+    return;
+  const std::size_t disk = random_.below(contents_.size());
+  std::vector<WriteNumber>& content = contents_[disk];
+  const std::uint64_t granule = random_.below(content.size());
+  Device& device = qemu_->fake.graph().devices()[disk];
+  const bool zero = random_.chance(15);
+  try {
+    if (zero)
+      qemu_->fake.write_zero(device, granule);
+    else
+      qemu_->fake.write(device, granule, last_write_ + 1);
+  } catch (const Error&) {
+    qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
+    note("guest paused: no space");
+    guest_may_write_ = false;
+    return;
+  }
+  content[granule] = zero ? 0 : ++last_write_;
+}
+
+asio::awaitable<void> World::guest_writes() {
+  for (std::uint32_t i = 0; i < kWritesOfARun; ++i) {
+    co_await qemu_->process.clock().wait(std::chrono::microseconds(schedule_.write_pause_us));
+    if (guest_may_write_)
+      guest_write();
+  }
+}
+
+void World::write_now(std::uint64_t count) {
+  for (std::uint64_t i = 0; i < count && guest_may_write_; ++i)
+    guest_write();
+}
+
+// ---- Faults ----
+
+std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
+  for (auto it = faults_.begin(); it != faults_.end(); ++it) {
+    if (it->step > steps_ - session_start_ ||
+        std::find(kinds.begin(), kinds.end(), it->kind) == kinds.end())
+      continue;
+    const FaultKind kind = it->kind;
+    faults_.erase(it);
+    log(fmt::format("!! {}", name_of(kind)));
+    note(fmt::format("fault: {}", name_of(kind)));
+    return kind;
+  }
+  return std::nullopt;
+}
+
+void World::step(const std::string& what, Process* self) {
+  if (self != nullptr && self->doomed())
+    return;
+  if (++steps_ > kMostSteps)
+    violated("it takes more steps than anything should");
+  check_always();
+  bool kill_nbdelta = false;
+  bool kill_guardians = false;
+  bool kill_plugins = false;
+  while (const auto kind =
+             strike({FaultKind::kill_nbdelta, FaultKind::kill_qemu, FaultKind::kill_plugin,
+                     FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
+                     FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything,
+                     FaultKind::interrupt, FaultKind::base_full, FaultKind::overlay_full,
+                     FaultKind::agent_silent, FaultKind::guest_ends})) {
+    const auto is = [&](std::initializer_list<FaultKind> kinds) {
+      return std::find(kinds.begin(), kinds.end(), *kind) != kinds.end();
+    };
+    const bool all = is({FaultKind::kill_everything});
+    kill_nbdelta |= all || is({FaultKind::kill_nbdelta, FaultKind::kill_nbdelta_and_guardian,
+                               FaultKind::kill_nbdelta_and_qemu});
+    kill_guardians |= all || is({FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian});
+    kill_plugins |= all || is({FaultKind::kill_plugin});
+    kill_qemu_ |= all || is({FaultKind::kill_qemu, FaultKind::kill_nbdelta_and_qemu});
+    interrupted_ |= is({FaultKind::interrupt});
+    end_qemu_ |= is({FaultKind::guest_ends});
+    if (is({FaultKind::agent_silent}) && qemu_)
+      qemu_->agent.silent = true;
+    for (auto& [path, file] : store_.files())
+      if (file.image && path.starts_with("/vm/") &&
+          ((is({FaultKind::overlay_full}) && path.starts_with("/vm/nbdelta-")) ||
+           (is({FaultKind::base_full}) && !path.starts_with("/vm/nbdelta-"))))
+        file.image->full = true;
+    if (kill_nbdelta || kill_qemu_)
+      note(fmt::format("killed at: {}", what.substr(0, what.find(" /"))));
+  }
+  if (kill_plugins)
+    for (Plugin& plugin : plugins_)
+      kill_plugin(plugin);
+  guardian_was_killed_ |= kill_guardians;
+  if (kill_guardians)
+    for (const auto& guardian : guardians_)
+      guardian->doom();
+  if (kill_nbdelta && nbdelta_)
+    nbdelta_->doom();
+  if (kill_qemu_ && qemu_) {
+    qemu_->process.doom();
+    if (self == &qemu_->process)
+      throw Killed();
+  }
+}
+
+void World::kill_plugin(Plugin& plugin) {
+  if (!plugin.alive)
+    return;
+  plugin.alive = false;
+  for (const std::string& path : plugin.locked)
+    if (MemoryImage* image = store_.image(path))
+      --image->readers;
+}
+
+Process& World::start_guardian_process() {
+  guardians_.push_back(std::make_unique<Process>(time_, "guardian"));
+  return *guardians_.back();
+}
+
+void World::end_faults() {
+  faults_.clear();
+  interrupted_ = false;
+  guest_may_write_ = true;
+  if (qemu_) {
+    qemu_->agent.silent = false;
+    qemu_->fake.set_run_state("running");
+  }
+  for (auto& [path, file] : store_.files())
+    if (file.image)
+      file.image->full = false;
+}
+
+// ---- Running ----
+
+/// The dead are buried between two processes' turns.
+void World::bury() {
+  if (nbdelta_ && nbdelta_->alive() && nbdelta_->doomed()) {
+    nbdelta_->kill();
+    for (Plugin& plugin : plugins_)
+      if (!plugin.outlives)
+        kill_plugin(plugin);
+    log("nbdelta killed");
+  }
+  for (auto it = guardians_.begin(); it != guardians_.end();) {
+    if ((*it)->doomed())
+      (*it)->kill();
+    if (!(*it)->alive() || (*it)->ended())
+      it = guardians_.erase(it);
+    else
+      ++it;
+  }
+  if (qemu_ && std::exchange(kill_qemu_, false))
+    kill_qemu();
+  if (qemu_ && std::exchange(end_qemu_, false))
+    end_qemu();
+  kill_qemu_ = end_qemu_ = false;
+}
+
+bool World::run_once() {
+  bool ran = false;
+  if (nbdelta_) {
+    ran |= nbdelta_->run();
+    bury();
+  }
+  for (std::size_t i = 0; i < guardians_.size(); ++i) {
+    ran |= (*std::next(guardians_.begin(), static_cast<std::ptrdiff_t>(i)))->run();
+  }
+  bury();
+  if (qemu_) {
+    ran |= qemu_->process.run();
+    bury();
+  }
+  store_.now =
+      1'700'000'000 +
+      std::chrono::duration_cast<std::chrono::seconds>(time_.now().time_since_epoch()).count();
+  return ran;
+}
+
+void World::run_until_ended(Process& process) {
+  const Clock::Time limit = time_.now() + kLongestRun;
+  while (process.alive() && !process.ended()) {
+    if (run_once())
+      continue;
+    if (!process.alive() || process.ended())
+      break;
+    if (!time_.advance())
+      violated(fmt::format("{} waits for what never comes", process.name()));
+    if (time_.now() > limit)
+      violated(fmt::format("{} does not end", process.name()));
+    if (frozen_since_ && time_.now() - *frozen_since_ > kLongestFreeze && qemu_ &&
+        !qemu_->agent.silent)
+      violated("the guest stays frozen");
+  }
+}
+
+void World::let_pass(Clock::Duration duration) {
+  const Clock::Time end = time_.now() + duration;
+  while (time_.now() < end) {
+    if (run_once())
+      continue;
+    if (!time_.advance())
+      return;
+  }
+}
+
+bool World::run_in_process(const std::string& what,
+                           const std::function<asio::awaitable<void>(backup::Environment&)>& job,
+                           bool must_work) {
+  log(what);
+  nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
+  const auto environment = session_environment(*this, *nbdelta_);
+  nbdelta_->spawn(job(*environment));
+  run_until_ended(*nbdelta_);
+  const bool killed = !nbdelta_->alive();
+  const std::exception_ptr failure = nbdelta_->failure();
+  nbdelta_->kill();
+  nbdelta_.reset();
+  for (Plugin& plugin : plugins_)
+    if (plugin.alive && !plugin.outlives)
+      violated("nbdkit is left running");
+  if (killed)
+    return false;
+  if (!failure)
+    return true;
+  std::string message;
+  try {
+    std::rethrow_exception(failure);
+  } catch (const Error& error) {
+    message = error.what();
+  } catch (const std::exception& error) {
+    violated(fmt::format("{}: an exception that is no Error: {}", what, error.what()));
+  }
+  log("   " + message);
+  if (must_work)
+    violated(fmt::format("{} fails though nothing is wrong any more: {}", what, message));
+  return false;
+}
+
+backup::Options World::options(const SessionSetup& session) const {
+  backup::Options options;
+  options.qmp = "/run/vm.qmp";
+  options.agent = "/run/vm.agent";
+  if (schedule_.quiesce == "no")
+    options.agent.reset();
+  options.vm = "vm";
+  options.folder = kFolder;
+  options.external = session.external;
+  options.full = session.full;
+  options.quiesce = schedule_.quiesce == "no"        ? backup::Quiesce::no
+                    : schedule_.quiesce == "require" ? backup::Quiesce::require
+                                                     : backup::Quiesce::automatic;
+  options.tracking = schedule_.by_overlay ? backup::Tracking::overlay : backup::Tracking::bitmap;
+  options.commit_deadline = std::chrono::milliseconds(schedule_.commit_deadline_ms);
+  if (session.external)
+    options.listen.socket = "/run";
+  return options;
+}
+
+void World::run_session(const SessionSetup& session) {
+  const backup::Options options = this->options(session);
+  backup::Reporter reporter;
+  reporter.say = [this](const std::string& text) { log("   " + text); };
+  if (!session.external) {
+    run_in_process(
+        "backup",
+        [&](backup::Environment& environment) -> asio::awaitable<void> {
+          backup::Session backup(environment, options, reporter);
+          const backup::Report report = co_await backup.backup();
+          note("backup: " + report.manifest.type);
+        },
+        false);
+    return;
+  }
+  std::vector<backup::Exported> exports;
+  const bool begun = run_in_process(
+      "begin",
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Session backup(environment, options, reporter);
+        exports = co_await backup.begin();
+      },
+      false);
+  bool copied = false;
+  if (begun) {
+    note("begun");
+    try {
+      for (const backup::Exported& exported : exports)
+        copy_export(*this, exported.uri, "/ext/" + exported.disk, "");
+      copied = true;
+    } catch (const Error& error) {
+      log(fmt::format("   external copy: {}", error.what()));
+    }
+  }
+  run_in_process(
+      "end",
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Session backup(environment, options, reporter);
+        co_await backup.end(copied && !session.fails ? backup::Session::Outcome::success
+                                                     : backup::Session::Outcome::failure);
+      },
+      false);
+}
+
+void World::run_recover(bool must_work) {
+  SessionSetup plain;
+  const backup::Options options = this->options(plain);
+  const backup::Reporter reporter;
+  run_in_process(
+      "recover",
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Session session(environment, options, reporter);
+        const backup::Settled settled = co_await session.recover();
+        for (const std::string& done : settled.done)
+          log("   done: " + done);
+        for (const std::string& problem : settled.problems)
+          log("   problem: " + problem);
+        if (must_work && !settled.problems.empty())
+          fail(EIO, "{}", settled.problems.front());
+      },
+      must_work);
+}
+
+void World::recover_offline(const std::vector<std::size_t>& disks) {
+  const bool worked = run_in_process(
+      "recover --offline",
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Files& files = environment.files();
+        std::optional<backup::Journal> journal = backup::read_journal(files, kFolder);
+        for (const std::size_t i : disks) {
+          const backup::Settled settled =
+              backup::recover_offline(environment, image_path(i), journal);
+          for (const std::string& done : settled.done)
+            log("   done: " + done);
+          if (!settled.problems.empty())
+            fail(EBUSY, "{}", settled.problems.front());
+        }
+        co_return;
+      },
+      false);
+  if (!worked) {
+    note("recover --offline did not end");
+    follow_advice(disks);
+  }
+}
+
+/// As recover --offline advises where it cannot tell which of two is newer: the operator compares.
+void World::follow_advice(const std::vector<std::size_t>& disks) {
+  for (const std::size_t i : disks) {
+    std::string top;
+    for (const auto& [path, file] : store_.files())
+      if (file.image && path.starts_with("/vm/nbdelta-") &&
+          path.ends_with("-" + disk_name(i) + ".qcow2"))
+        top = path;
+    if (top.empty())
+      continue;
+    const auto shows_all = [&](const std::string& path) {
+      for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule)
+        if (read_file(path, granule) != contents_[i][granule])
+          return false;
+      return true;
+    };
+    if (shows_all(top)) {
+      MemoryImage& base = *store_.image(image_path(i));
+      for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule)
+        base.write(granule, contents_[i][granule]);
+      base.flush();
+    } else if (!shows_all(image_path(i))) {
+      violated(fmt::format("neither {} nor its base has all that was written", top));
+    }
+    std::erase_if(store_.files(), [&](const auto& file) {
+      return file.first.starts_with("/vm/nbdelta-") &&
+             file.first.ends_with("-" + disk_name(i) + ".qcow2");
+    });
+    note("an operator compared overlay and base");
+  }
+}
+
+/// As an operator does it: overlays that were not committed are, before the guest is started.
+void World::ensure_guest() {
+  for (int attempt = 0; !qemu_; ++attempt) {
+    if (attempt == 3)
+      violated("the guest cannot be started");
+    end_faults();
+    std::vector<std::size_t> disks;  // those that check-start refuses
+    for (std::size_t i = 0; i < contents_.size(); ++i) {
+      const std::string image(backup::base_name(image_path(i)));
+      for (const auto& [path, file] : store_.files())
+        if (path.starts_with("/vm/nbdelta-") && path.ends_with("-" + disk_name(i) + ".qcow2") &&
+            store_.files().count("/vm/nbdelta-current-" + image) == 0) {
+          disks.push_back(i);
+          break;
+        }
+    }
+    if (!disks.empty())
+      recover_offline(disks);
+    if (!qemu_)
+      start_qemu();
+  }
+}
+
+void World::run() {
+  for (const SessionSetup& session : schedule_.sessions) {
+    ensure_guest();
+    write_now(session.writes_before);
+    session_start_ = steps_;
+    faults_ = session.faults;
+    interrupted_ = false;
+    run_session(session);
+    end_faults();
+    if (session.recover_after) {
+      ensure_guest();
+      run_recover(true);
+    }
+    check_points();
+  }
+  end_faults();
+  ensure_guest();
+  let_pass(5min);
+  if (frozen_since_ && !guardian_was_killed_)
+    violated("the guest is left frozen");
+  run_recover(true);
+  if (frozen_since_)
+    violated("recover leaves the guest frozen");
+  const std::size_t before = log_.size();
+  run_recover(true);
+  for (std::size_t i = before; i < log_.size(); ++i)
+    if (log_[i].find("done:") != std::string::npos)
+      violated("recover is not idempotent: " + log_[i]);
+  write_now(5);
+  schedule_.commit_deadline_ms = 600'000;
+  const SessionSetup plain;
+  const backup::Options options = this->options(plain);
+  const backup::Reporter reporter;
+  run_in_process(
+      "the last backup",
+      [&](backup::Environment& environment) -> asio::awaitable<void> {
+        backup::Session session(environment, options, reporter);
+        const backup::Report report = co_await session.backup();
+        note("last backup: " + report.manifest.type);
+      },
+      true);
+  check_points();
+  check_clean();
+}
+
+// ---- What must hold ----
+
+void World::check_always() {
+  if (!qemu_ || qemu_->process.doomed())
+    return;
+  const std::vector<Device>& devices = qemu_->fake.graph().devices();
+  for (std::size_t i = 0; i < devices.size(); ++i)
+    for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
+      const WriteNumber found = qemu_->fake.graph().read(*devices[i].root, granule);
+      if (found != contents_[i][granule])
+        violated(fmt::format("a write is lost: {} holds {} at granule {}, and {} was written",
+                             disk_name(i), found, granule, contents_[i][granule]));
+    }
+}
+
+WriteNumber World::read_file(const std::string& path, std::uint64_t granule) {
+  for (std::string each = path;;) {
+    const MemoryImage* image = store_.image(each);
+    if (image == nullptr)
+      violated(fmt::format("{} is no image", each));
+    if (granule >= image->granules())
+      return 0;
+    if (image->held(granule) == Held::data)
+      return image->read(granule);
+    if (image->held(granule) == Held::zero || !image->backing())
+      return 0;
+    each = image->backing()->path;
+  }
+}
+
+/// Each restore point is one instant of all disks, and stays it.
+void World::check_points() {
+  for (const auto& [path, file] : store_.files()) {
+    constexpr std::string_view kManifest = "/manifest.json";
+    if (!path.starts_with(std::string(kFolder) + "/") || !path.ends_with(kManifest))
+      continue;
+    repository::Manifest manifest;
+    client::from_json_text(file.text, manifest, path);
+    if (manifest.external)
+      continue;
+    const std::string folder = path.substr(0, path.size() - kManifest.size());
+    bool found = false;
+    std::string difference;
+    for (auto at = switches_.rbegin(); at != switches_.rend() && !found; ++at) {
+      found = true;
+      for (std::size_t i = 0; i < contents_.size() && found; ++i) {
+        const repository::DiskEntry* entry = manifest.find(disk_name(i));
+        if (entry == nullptr || !entry->file)
+          violated(fmt::format("{}: has no {}", path, disk_name(i)));
+        for (std::uint64_t granule = 0; granule < contents_[i].size() && found; ++granule) {
+          const WriteNumber shown = read_file(folder + "/" + *entry->file, granule);
+          if (shown == (*at)[i][granule])
+            continue;
+          found = false;
+          if (difference.empty())
+            difference = fmt::format("{} shows {} at granule {} where {} was", disk_name(i), shown,
+                                     granule, (*at)[i][granule]);
+        }
+      }
+    }
+    if (!found)
+      violated(fmt::format("{} shows no instant of the guest: {}", folder, difference));
+  }
+}
+
+void World::check_clean() {
+  if (!faults_.empty())
+    return;
+  for (const auto& node : qemu_->fake.graph().nodes())
+    if (!schedule_.by_overlay && node->name.starts_with("nbdelta-"))
+      violated("a node is left: " + node->name);
+  if (!qemu_->fake.jobs().empty())
+    violated("a job is left: " + qemu_->fake.jobs().front().id);
+  if (!qemu_->fake.exports().empty() || qemu_->fake.nbd_server())
+    violated("an export is left");
+  std::size_t overlays = 0;
+  std::vector<std::string> names;
+  for (const auto& [path, file] : store_.files()) {
+    if (path.starts_with("/vm/nbdelta-") && file.image) {
+      ++overlays;
+      names.push_back(path);
+    }
+    if (path.ends_with("/nbdelta-session.json"))
+      violated("a journal is left");
+  }
+  if (overlays != (schedule_.by_overlay ? contents_.size() : 0))
+    violated(fmt::format("{} overlays are left: {}", overlays, fmt::join(names, ", ")));
+  for (const Plugin& plugin : plugins_)
+    if (plugin.alive)
+      violated("nbdkit is left: " + plugin.name);
+  if (qemu_->agent.frozen())
+    violated("the guest is left frozen");
+}
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,147 @@
+#pragma once
+
+#include <cstdint>
+#include <list>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "client/backup/session.hpp"
+#include "sim/fake_agent.hpp"
+#include "sim/fake_qemu.hpp"
+#include "sim/process.hpp"
+#include "sim/random.hpp"
+#include "sim/schedule.hpp"
+#include "sim/store.hpp"
+
+namespace nbdelta::sim {
+
+/// Leaves a coroutine of a process that is about to be killed.
+struct Killed {};
+
+/// What a schedule showed to be wrong.
+class Violation : public Error {
+ public:
+  explicit Violation(const std::string& message) : Error(EINVAL, message) {}
+};
+
+/// One plugin: a process that serves an image which nobody may write to.
+struct Plugin {
+  std::string name;
+  std::string image;
+  std::vector<std::string> locked;  // the image, and what is below it
+  std::vector<bool> changed;        // of its changed view; empty: it has none
+  bool layer = false;
+  bool alive = true;
+  bool outlives = false;  // its session
+};
+
+/// What every restore point must show: what the guest's disks held at the instant of a switch.
+using DiskContents = std::vector<std::vector<WriteNumber>>;
+
+/// All that is there in a schedule: the storage, QEMU with its guest and its agent, the processes
+/// of nbdelta; and what must hold of them. For one thread.
+class World {
+ public:
+  explicit World(const Schedule& schedule);
+  World(const World&) = delete;
+  World& operator=(const World&) = delete;
+  ~World();
+
+  /// Runs the schedule. Throws Violation.
+  void run();
+
+  // For the environment of a session:
+  Store& store() { return store_; }
+  VirtualTime& time() { return time_; }
+  Random& random() { return random_; }
+  Process* qemu_process() { return qemu_ ? &qemu_->process : nullptr; }
+  FakeQemu* qemu() { return qemu_ ? &qemu_->fake : nullptr; }
+  FakeAgent* agent() { return qemu_ ? &qemu_->agent : nullptr; }
+  std::list<Plugin>& plugins() { return plugins_; }
+  Process& start_guardian_process();
+  void kill_plugin(Plugin& plugin);
+  bool interrupted() const { return interrupted_; }
+  /// An occasion for faults of these kinds: the one that falls upon it.
+  std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds);
+  /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
+  void step(const std::string& what, Process* self);
+
+  std::uint64_t steps() const { return steps_; }
+  const std::set<std::string>& seen() const { return seen_; }
+  void note(std::string what) { seen_.insert(std::move(what)); }
+  void log(std::string line);
+  const std::vector<std::string>& lines() const { return log_; }
+
+ private:
+  struct Qemu {
+    Qemu(World& world, std::uint64_t seed);
+    Process process;
+    FakeQemu fake;
+    FakeAgent agent;
+  };
+
+  std::string image_path(std::size_t disk) const;
+  std::string disk_name(std::size_t disk) const;
+  void create_disks();
+  void start_qemu();
+  void kill_qemu();
+  void end_qemu();
+  void write_now(std::uint64_t count);
+  asio::awaitable<void> guest_writes();
+  void guest_write();
+
+  client::backup::Options options(const SessionSetup& session) const;
+  void run_session(const SessionSetup& session);
+  void run_recover(bool must_work);
+  bool run_in_process(const std::string& what,
+                      const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
+                      bool must_work);
+  void run_until_ended(Process& process);
+  bool run_once();
+  void bury();
+  void let_pass(Clock::Duration duration);
+  void end_faults();
+  void ensure_guest();
+  void recover_offline(const std::vector<std::size_t>& disks);
+  void follow_advice(const std::vector<std::size_t>& disks);
+
+  void check_always();
+  void check_points();
+  void check_clean();
+  WriteNumber read_file(const std::string& path, std::uint64_t granule);
+  [[noreturn]] void violated(const std::string& what);
+
+  Schedule schedule_;
+  Random random_;
+  VirtualTime time_;
+  Store store_;
+  std::unique_ptr<Qemu> qemu_;
+  std::unique_ptr<Process> nbdelta_;
+  std::list<std::unique_ptr<Process>> guardians_;
+  std::list<Plugin> plugins_;
+  std::vector<Fault> faults_;
+  std::uint64_t steps_ = 0;
+  std::uint64_t session_start_ = 0;
+  bool kill_qemu_ = false;
+  bool end_qemu_ = false;
+  bool interrupted_ = false;
+  bool guest_may_write_ = true;
+  bool guardian_was_killed_ = false;
+  unsigned starts_ = 0;
+  bool qemu_died_ = false;  // since the last restore point
+  bool restarted_ = false;
+
+  DiskContents contents_;
+  std::vector<DiskContents> switches_;
+  WriteNumber last_write_ = 0;
+  std::optional<Clock::Time> frozen_since_;
+  std::set<std::string> checked_points_;
+  std::set<std::string> seen_;
+  std::vector<std::string> log_;
+};
+
+}  // namespace nbdelta::sim

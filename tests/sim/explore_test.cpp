@@ -1,0 +1,48 @@
+#include "sim/explore.hpp"
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include <iostream>
+
+#include "tests/sim/failed_seeds.hpp"
+
+/// The real backup code, driven through faults and crashes in virtual time.
+namespace nbdelta::testing {
+namespace {
+
+void expect_nothing_wrong(std::uint64_t seed) {
+  const sim::Schedule schedule = sim::Schedule::of_seed(seed);
+  const sim::Explored explored = sim::explore(schedule);
+  EXPECT_FALSE(explored.violation)
+      << *explored.violation << "\n"
+      << schedule.text() << "replay: nbdelta-sim explore --seed " << seed;
+}
+
+TEST(Explore, SeedsThatFailedOnce) {
+  for (const std::uint64_t seed : kFailedSeeds)
+    expect_nothing_wrong(seed);
+}
+
+TEST(Explore, TheFirstSeeds) {
+  const sim::ExploreResult result = sim::explore_seeds(1, 300, 1, 20);
+  for (const std::uint64_t seed : result.failed)
+    expect_nothing_wrong(seed);
+  std::cout << fmt::format("{} schedules, {} steps, {} crash points, faults and states\n",
+                           result.schedules, result.steps, result.seen.size());
+  for (const char* must : {"frozen", "switched", "backup: full", "backup: incremental",
+                           "last backup: incremental", "begun", "fault: kill QEMU"})
+    EXPECT_NE(result.seen.find(must), result.seen.end()) << must;
+}
+
+TEST(Explore, ASeedAlwaysGoesTheSameWay) {
+  for (const std::uint64_t seed : {3U, 38U, 242U}) {
+    const sim::Schedule schedule = sim::Schedule::of_seed(seed);
+    const sim::Explored once = sim::explore(schedule, true);
+    EXPECT_GT(once.log.size(), 50U);
+    EXPECT_EQ(once.log, sim::explore(schedule, true).log);
+  }
+}
+
+}  // namespace
+}  // namespace nbdelta::testing

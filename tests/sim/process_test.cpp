@@ -1,0 +1,102 @@
+#include "sim/process.hpp"
+
+#include <gtest/gtest.h>
+
+#include <string>
+#include <utility>
+
+#include "sim/pipe.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+using namespace std::chrono_literals;
+
+class Processes : public ::testing::Test {
+ protected:
+  /// Until nobody has anything to do any more.
+  void run() {
+    while (one_.run() || other_.run() || time_.advance()) {
+    }
+  }
+
+  VirtualTime time_;
+  Process one_{time_, "one"};
+  Process other_{time_, "other"};
+};
+
+TEST_F(Processes, TimePassesExactlyAndAtOnce) {
+  const Clock::Time start = time_.now();
+  Clock::Time first;
+  one_.spawn([](Clock& clock, Clock::Time& woke) -> asio::awaitable<void> {
+    co_await clock.wait(24h);
+    woke = clock.now();
+  }(one_.clock(), first));
+  run();
+  EXPECT_EQ(first - start, 24h);
+  EXPECT_TRUE(one_.ended());
+}
+
+TEST_F(Processes, AWaitCanBeCancelled) {
+  const Clock::Time start = time_.now();
+  bool in_time = true;
+  one_.spawn([](Clock& clock, bool& result) -> asio::awaitable<void> {
+    result = co_await client::either(clock.wait(5h), clock.wait(1s));
+  }(one_.clock(), in_time));
+  run();
+  EXPECT_FALSE(in_time);
+  EXPECT_EQ(time_.now() - start, 1s);
+}
+
+struct Witness {
+  explicit Witness(int& count) : destroyed(&count) {}
+  Witness(const Witness&) = delete;
+  Witness& operator=(const Witness&) = delete;
+  ~Witness() { ++*destroyed; }
+  int* destroyed;
+};
+
+TEST_F(Processes, AKilledOneDoesNotGoOnAndFreesWhatItHad) {
+  int destroyed = 0;
+  bool went_on = false;
+  one_.spawn([](Clock& clock, int& count, bool& after) -> asio::awaitable<void> {
+    const Witness witness(count);
+    co_await clock.wait(1s);
+    after = true;
+  }(one_.clock(), destroyed, went_on));
+  one_.run();
+  EXPECT_EQ(destroyed, 0);
+  one_.kill();
+  EXPECT_EQ(destroyed, 1);
+  run();
+  EXPECT_FALSE(went_on);
+  EXPECT_FALSE(one_.alive());
+}
+
+TEST_F(Processes, WhatWasSentBeforeADeathArrives) {
+  auto [mine, theirs] = make_pipe(one_, other_, "the other");
+  std::string received;
+  bool lost = false;
+  one_.spawn(
+      [](std::unique_ptr<client::qmp::Channel> channel, Clock& clock) -> asio::awaitable<void> {
+        co_await channel->send("hello");
+        co_await clock.wait(24h);
+      }(std::move(mine), one_.clock()));
+  one_.run();
+  one_.kill();
+  other_.spawn([](std::unique_ptr<client::qmp::Channel> channel, std::string& text,
+                  bool& closed) -> asio::awaitable<void> {
+    text = co_await channel->receive();
+    try {
+      co_await channel->receive();
+    } catch (const client::qmp::ChannelLost&) {
+      closed = true;
+    }
+  }(std::move(theirs), received, lost));
+  run();
+  EXPECT_EQ(received, "hello");
+  EXPECT_TRUE(lost);
+}
+
+}  // namespace
+}  // namespace nbdelta::sim
