@@ -1,6 +1,7 @@
 #include "tests/client/session/qmp_tap.hpp"
 
 #include <poll.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -26,6 +27,14 @@ sockaddr_un address_of(const std::string& path) {
 
 FileDescriptor new_socket() {
   return FileDescriptor(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+}
+
+pid_t peer_of(int fd) {
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0)
+    fail_errno("cannot ask who has connected");
+  return peer.pid;
 }
 
 /// Returns false where the other end has gone.
@@ -59,6 +68,12 @@ QmpTap::QmpTap(std::string path, std::string qemu, std::function<void(const std:
 QmpTap::~QmpTap() {
   ending_ = true;
   thread_.join();
+  ::unlink(path_.c_str());
+}
+
+void QmpTap::kill_client() {
+  if (const pid_t client = std::exchange(client_, 0); client != 0)
+    ::kill(client, SIGKILL);
 }
 
 void QmpTap::run() {
@@ -67,6 +82,7 @@ void QmpTap::run() {
     if (::poll(&waiting, 1, kTick_ms) <= 0)
       continue;
     const FileDescriptor client(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC));
+    client_ = peer_of(client.get());
     const FileDescriptor qemu = new_socket();
     const sockaddr_un address = address_of(qemu_);
     if (::connect(qemu.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0)
@@ -90,7 +106,7 @@ void QmpTap::serve(int client, int qemu) {
       const std::string line = commands.substr(0, end + 1);
       commands.erase(0, end + 1);
       before_(line);
-      if (!send_all(qemu, line))
+      if (client_ == 0 || !send_all(qemu, line))
         return;
     }
   }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <functional>
 #include <string>
@@ -20,6 +22,9 @@ class QmpTap {
 
   const std::string& path() const { return path_; }
 
+  /// For `before`: the client dies (SIGKILL), and QEMU does not get its command.
+  void kill_client();
+
  private:
   void run();
   void serve(int client, int qemu);
@@ -28,6 +33,7 @@ class QmpTap {
   std::string qemu_;
   std::function<void(const std::string&)> before_;
   FileDescriptor listener_;
+  pid_t client_ = 0;  // the process; 0: dead by our hand
   std::atomic<bool> ending_ = false;
   std::thread thread_;
 };

@@ -47,6 +47,11 @@ class Points {
     return nbdelta_command(words);
   }
 
+  /// Of an image whose QEMU has ended.
+  Command offline_recovery(const std::string& image) const {
+    return nbdelta_command({"recover", "--vm", "vm", "--to", folder_, "--offline", image});
+  }
+
   /// A backup that must succeed; its JSON. Remembers what the disks hold.
   boost::json::value backup(const Command& more = {}) {
     Command words = command("backup", {"--json", "--quiesce", "no"});
