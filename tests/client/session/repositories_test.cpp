@@ -145,5 +145,29 @@ TEST_F(TwoRepositories, TrackingByOverlayIsForOneAlone) {
   a_.check();
 }
 
+/// A repository and its copy go on from one restore point, with one guest: neither may take the
+/// other's bitmap for what has changed since its own last one.
+class CopiedRepository : public ::testing::TestWithParam<const char*> {};
+
+TEST_P(CopiedRepository, EveryRestorePointOfBothIsExact) {
+  Random random = Random::from_environment();
+  Machine machine({{.name = "vda"}, {.name = "vdb", .format = "raw"}});
+  Points a(machine, "a");
+  Points b(machine, "b");
+  machine.write_at_random(random, 10);
+  a.backup();
+  run_ok({"cp", "-a", a.repository(), b.repository()});
+  for (const char* which = GetParam(); *which != '\0'; ++which) {
+    machine.write_at_random(random, 10);
+    (*which == 'A' ? a : b).backup();
+  }
+  a.check();
+  b.check();
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+}
+
+INSTANTIATE_TEST_SUITE_P(Then, CopiedRepository, ::testing::Values("ABA", "BAB", "ABABBA"),
+                         [](const auto& row) { return std::string(row.param); });
+
 }  // namespace
 }  // namespace nbdelta::testing
