@@ -3,6 +3,7 @@
 
 #include "client/backup/offline.hpp"
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -200,6 +201,22 @@ TEST_P(Offline, AnOverlayElsewhereIsFoundByItsPointer) {
   EXPECT_FALSE(files_.exists(far));
   EXPECT_FALSE(files_.exists(overlay(1) + ".at"));
   expect_truth_in_base();
+}
+
+/// As somebody makes who wants to be careful.
+TEST_P(Offline, ACopyOfAnOverlayBesideItIsAnErrorThatChangesNothing) {
+  one_overlay();
+  const std::string copy = folder_of(base_) + "/nbdelta-0123abcd-0001-vda.copy.qcow2";
+  testing::run_ok({"cp", overlay(1), copy});
+  for (const std::int64_t copied_at : {kSince - 60, kSince}) {
+    set_modified(overlay(1), kSince);
+    set_modified(copy, copied_at);
+    const auto base = read_file(base_);
+    EXPECT_THROW(recover(), Error);
+    EXPECT_EQ(read_file(base_), base);
+    ASSERT_TRUE(files_.exists(overlay(1)));
+    ASSERT_TRUE(files_.exists(copy));
+  }
 }
 
 TEST_P(Offline, AForkIsAnErrorThatChangesNothing) {
@@ -425,6 +442,29 @@ TEST_P(Newer, ThanAStackOfOverlays) {
   const auto lower = read_file(overlay(1));
   expect_left(overlay(2));
   EXPECT_EQ(read_file(overlay(1)), lower);
+}
+
+/// A session writes to the base when it commits, and not before.
+TEST_P(Newer, ThanAStackWhoseSessionHadNotBegunToCommit) {
+  two_overlays();
+  const auto in_phase = [&](std::uint32_t number, std::string_view phase) {
+    journal_.reset();
+    journal_entry(number);
+    journal_->phase = phase;
+    set_modified(overlay(1), kSince - 60);
+    set_modified(overlay(2), kSince);
+    set_modified(base_, kSince + 3600);
+  };
+  for (const std::uint32_t number : {1, 2}) {  // whichever of the two is the session's
+    for (const std::string_view phase : {phase::kPrepare, phase::kWindow, phase::kExport}) {
+      SCOPED_TRACE(fmt::format("{} of {}", phase, number));
+      in_phase(number, phase);
+      expect_left(overlay(2));
+      ASSERT_FALSE(HasFailure());
+    }
+  }
+  in_phase(2, phase::kKept);
+  expect_committed(overlay(2));
 }
 
 TEST_P(Newer, ThanSomeOfAStackIsWhatACommitBelowDoes) {

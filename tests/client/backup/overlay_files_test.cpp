@@ -1,5 +1,6 @@
 #include "client/backup/overlay_files.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -228,6 +229,28 @@ TEST_F(OverlayFiles, AForkOfTwoChainsIsAnError) {
   }
 }
 
+/// A copy, say, whoever made it: which of the two the guest wrote to cannot be told.
+TEST_F(OverlayFiles, TwoOfOneSessionAreAnErrorWhicheverIsNewer) {
+  create(beside(1));
+  const std::string copy = folder_of(base_) + "/nbdelta-0123abcd-0001-vda.copy.qcow2";
+  create(copy);
+  for (const time_t seconds : {-60, 0, 60}) {
+    const struct timespec times[] = {{1'700'000'000, 0}, {1'700'000'000 + seconds, 0}};
+    const struct timespec same[] = {times[0], times[0]};
+    ASSERT_EQ(::utimensat(AT_FDCWD, beside(1).c_str(), same, 0), 0);
+    ASSERT_EQ(::utimensat(AT_FDCWD, copy.c_str(), times, 0), 0);
+    try {
+      over_base();
+      ADD_FAILURE() << seconds;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), EEXIST);
+      const std::string message = error.what();
+      for (const std::string& path : {base_, beside(1), copy})
+        EXPECT_NE(message.find(path), std::string::npos) << message;
+    }
+  }
+}
+
 TEST_F(OverlayFiles, AForkHigherUpIsAnErrorToo) {
   create(beside(1));
   create_over(beside(2), beside(1));
@@ -316,6 +339,26 @@ TEST_F(OverlayFiles, FilesThatAreNotThereAreNoErrorWhereThatIsSaid) {
   EXPECT_GT(files_->free_space(folder_.path()), 0U);
   ASSERT_EQ(::symlink("nowhere", (folder_ / "dangling").c_str()), 0);
   EXPECT_TRUE(files_->exists(folder_ / "dangling"));
+}
+
+/// Whoever takes a file for missing goes on without what is in it.
+TEST_F(OverlayFiles, FilesThatCannotBeLookedAtAreAnError) {
+  ASSERT_EQ(::symlink("loop", (folder_ / "loop").c_str()), 0);
+  const struct {
+    std::string path;
+    int error_number;
+  } rows[] = {{folder_ / std::string(256, 'x'), ENAMETOOLONG}, {folder_ / "loop/file", ELOOP}};
+  for (const auto& row : rows) {
+    try {
+      files_->exists(row.path);
+      ADD_FAILURE() << row.path;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), row.error_number);
+      EXPECT_NE(std::string(error.what()).find(row.path), std::string::npos) << error.what();
+    }
+  }
+  EXPECT_FALSE(files_->exists(base_ + "/below-a-file"));
+  EXPECT_TRUE(files_->exists(folder_ / "loop"));
 }
 
 TEST_F(OverlayFiles, AllocatedIsWhatTheStorageHolds) {

@@ -99,6 +99,25 @@ TEST_F(RepositoryTest, UnfinishedFoldersAreRemovedAndNothingElse) {
   points_.remove_unfinished();
 }
 
+/// Storage that fails for a moment: what is there must not be taken for unfinished.
+TEST_F(RepositoryTest, AManifestThatCannotBeLookedAtDoesNotLoseItsPoint) {
+  add("0001-full", 1);
+  add("0002-incremental", 2);
+  const std::string point = points_.point_folder("0002-incremental");
+  const std::string storage = folder_ / "storage";
+  const std::string link = folder_ / "link";
+  ASSERT_EQ(::rename(point.c_str(), storage.c_str()), 0);
+  ASSERT_EQ(::symlink(link.c_str(), point.c_str()), 0);
+  ASSERT_EQ(::symlink(link.c_str(), link.c_str()), 0);  // ELOOP
+  EXPECT_THROW(points_.latest(), Error);
+  EXPECT_THROW(points_.remove_unfinished(), Error);
+  ASSERT_EQ(::unlink(link.c_str()), 0);
+  ASSERT_EQ(::symlink(storage.c_str(), link.c_str()), 0);
+  const auto latest = points_.latest();
+  ASSERT_TRUE(latest);
+  EXPECT_EQ(latest->number, 2U);
+}
+
 TEST_F(RepositoryTest, ADamagedLatestManifestIsAnErrorNotAnOlderPoint) {
   add("0001-full", 1);
   add("0002-incremental", 2);
