@@ -32,8 +32,8 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std:
 /// A commit of what the guest only reads.
 struct LowerCommit {
   std::string job;
-  std::string active;    // what the guest writes to
-  std::string above;     // the overlay over `top`: `active`, or below it
+  std::string active;  // what the guest writes to
+  std::string above;   // the overlay over `top`: `active`, or below it
   std::string above_local;
   std::string top;       // this and what is between is committed
   std::string top_path;  // QEMU's
@@ -47,9 +47,9 @@ struct LowerCommit {
 /// plugin must not pass over, and a base that a later commit would not flush.
 asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 
-/// The base is read-only. On return the base has it all, durably, and `above` calls the base its backing file; until the
-/// former holds, it does not do the latter, so that no crash loses anything. Throws Error with
-/// what the job said.
+/// The base is read-only. On return the base has it all, durably, and `above` calls the base its
+/// backing file; until the former holds, it does not do the latter, so that no crash loses
+/// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
 /// Cancels or dismisses each job of ours; says which.

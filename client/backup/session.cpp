@@ -310,7 +310,8 @@ asio::awaitable<Report> Session::backup() {
   std::string trouble;
   try {
     enter(phase::kCommit);
-  } catch (const Error& error) {  // the guest is put back all the same: QEMU says what is to be done
+  } catch (
+      const Error& error) {  // the guest is put back all the same: QEMU says what is to be done
     trouble = error.what();
   }
   try {

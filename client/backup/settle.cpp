@@ -496,7 +496,8 @@ bool Settler::was_committed(const std::string& local, const std::string& base,
   });
 }
 
-/// Takes our overlays' nodes away that no disk runs on; returns their files, and what these lie over.
+/// Takes our overlays' nodes away that no disk runs on; returns their files, and what these lie
+/// over.
 asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inventory inventory) {
   std::set<std::string> stacked;
   for (const GuestDisk& disk : inventory.disks)
@@ -553,8 +554,9 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
     for (const std::string& local : overlays_beside(files, disk.base_local)) {
       const auto session = session_of(base_name(local));
       const auto below = files.backing_of(local);
-      const bool of_disk = session && (base_name(local) == overlay_file_name(*session, disk.name) ||
-                                       (below && stack.count(*below) != 0));
+      const bool of_disk =
+          session && below &&
+          (base_name(local) == overlay_file_name(*session, disk.name) || stack.count(*below) != 0);
       if (of_disk && ours(*session))
         loose[local] = {.base = disk.base_local,
                         .disk = disk.name,

@@ -158,9 +158,8 @@ class RealEnvironment final : public Environment {
     const std::string format = header.backing_format.empty() ? "qcow2" : header.backing_format;
     const std::string below =
         (fs::path(overlay).parent_path() / header.backing_name).lexically_normal().string();
-    return run_qemu_img(
-               {"qemu-img", "compare", "-q", "-f", "qcow2", "-F", format, overlay, below},
-               {0, 1}) == 0;
+    return run_qemu_img({"qemu-img", "compare", "-q", "-f", "qcow2", "-F", format, overlay, below},
+                        {0, 1}) == 0;
   }
 
   bool stop_requested() override { return stop_.stop_requested(); }

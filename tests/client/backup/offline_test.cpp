@@ -455,7 +455,7 @@ TEST_P(Newer, ThanAStackWhoseSessionHadNotBegunToCommit) {
     set_modified(overlay(2), kSince);
     set_modified(base_, kSince + 3600);
   };
-  for (const std::uint32_t number : {1, 2}) {  // whichever of the two is the session's
+  for (const std::uint32_t number : {1U, 2U}) {  // whichever of the two is the session's
     for (const std::string_view phase : {phase::kPrepare, phase::kWindow, phase::kExport}) {
       SCOPED_TRACE(fmt::format("{} of {}", phase, number));
       in_phase(number, phase);

@@ -19,21 +19,6 @@ using Milliseconds = std::chrono::duration<double, std::milli>;
 
 constexpr int kPoints = 16;
 
-/// The plugins that serve its images, and hold their locks.
-void kill_servers_of(const Machine& machine) {
-  bool found = true;
-  while (found) {  // until none is left, dying ones neither
-    found = false;
-    for (const auto& entry : fs::directory_iterator("/proc")) {
-      const std::string command = text_of_file(entry.path() / "cmdline");
-      if (!command.starts_with("nbdkit") || command.find(machine.folder()) == std::string::npos)
-        continue;
-      ::kill(std::atoi(entry.path().filename().c_str()), SIGKILL);
-      found = true;
-    }
-  }
-}
-
 class Crash : public ::testing::TestWithParam<const char*> {
  protected:
   Crash() {
@@ -227,7 +212,7 @@ TEST(CrashAfterLowerCommit, TheHeaderIsPutRight) {
     else
       commit["device"] = name;
   }
-  kill_servers_of(machine);
+  kill_servers_of(machine.folder());
   const json::value started = machine.command("block-commit", commit);
   ASSERT_TRUE(started.is_object() && started.as_object().empty()) << started;
   while (!machine.command("query-jobs").as_array().empty())

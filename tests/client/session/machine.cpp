@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "base/error.hpp"
+#include "tests/client/session/processes.hpp"
 #include "tests/support/qemu.hpp"
 
 namespace nbdelta::testing {
@@ -38,6 +39,10 @@ Machine::Machine(std::vector<MachineDisk> disks, Command extra_arguments)
     }
   }
   start();
+}
+
+Machine::~Machine() {
+  kill_servers_of(folder());
 }
 
 std::string Machine::image(const MachineDisk& disk) const {

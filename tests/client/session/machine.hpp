@@ -30,6 +30,10 @@ struct MachineDisk {
 class Machine {
  public:
   explicit Machine(std::vector<MachineDisk> disks, Command extra_arguments = {});
+  Machine(const Machine&) = delete;
+  Machine& operator=(const Machine&) = delete;
+  /// With what serves its disks.
+  ~Machine();
 
   const std::string& folder() const { return folder_.path(); }
   std::string qmp() const { return folder_ / "qmp"; }

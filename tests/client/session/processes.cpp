@@ -1,5 +1,7 @@
 #include "tests/client/session/processes.hpp"
 
+#include <signal.h>
+
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -28,6 +30,20 @@ std::vector<pid_t> children_of(pid_t parent, const std::string& name) {
       found.push_back(std::atoi(number.c_str()));
   }
   return found;
+}
+
+void kill_servers_of(const std::string& folder) {
+  bool found = true;
+  while (found) {
+    found = false;
+    for (const auto& entry : std::filesystem::directory_iterator("/proc")) {
+      const std::string command = text_of_file(entry.path() / "cmdline");
+      if (!command.starts_with("nbdkit") || command.find(folder) == std::string::npos)
+        continue;
+      ::kill(std::atoi(entry.path().filename().c_str()), SIGKILL);
+      found = true;
+    }
+  }
 }
 
 }  // namespace nbdelta::testing
