@@ -57,9 +57,15 @@ void Session::check_stop() const {
     fail(EINTR, "interrupted");
 }
 
-asio::awaitable<void> Session::connect() {
+asio::awaitable<void> Session::open_channel() {
+  qmp_.reset();
   qmp_ = std::make_unique<qmp::Client>(co_await environment_->connect_qmp(options_->qmp),
                                        environment_->clock());
+  qmp_->watch([this](const qapi::Event& event) { take_note(event); });
+}
+
+asio::awaitable<void> Session::connect() {
+  co_await open_channel();
   const qapi::Greeting greeting = co_await qmp_->open();
   manifest_.qemu_version = version_text(greeting);
   co_await check_commands(greeting);
@@ -232,9 +238,7 @@ asio::awaitable<Settled> Session::settle() {
 
 /// QEMU may have dropped the connection and yet be there.
 asio::awaitable<void> Session::reconnect() {
-  qmp_.reset();
-  qmp_ = std::make_unique<qmp::Client>(co_await environment_->connect_qmp(options_->qmp),
-                                       environment_->clock());
+  co_await open_channel();
   co_await qmp_->open();
 }
 
@@ -295,7 +299,7 @@ asio::awaitable<Report> Session::backup() {
   co_await run_to_export();
   std::exception_ptr failure;
   try {
-    co_await either(pull_all(), watch_events());
+    co_await either(pull_all(), receive_events());
     check_stop();
     for (Disk& disk : disks_)
       manifest_.disks.push_back(disk.entry);

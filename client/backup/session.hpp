@@ -76,6 +76,7 @@ class Session {
     std::string uri;
   };
 
+  asio::awaitable<void> open_channel();
   asio::awaitable<void> connect();
   asio::awaitable<void> check_commands(const qapi::Greeting& greeting);
   asio::awaitable<void> check_guest();
@@ -99,7 +100,8 @@ class Session {
   asio::awaitable<void> drop_map(Disk& disk, std::string id);
   asio::awaitable<void> pull_all();
   asio::awaitable<void> pull_disk(Disk& disk);
-  asio::awaitable<void> watch_events();
+  asio::awaitable<void> receive_events();
+  void take_note(const qapi::Event& event);
   void warn_of_threshold(const qapi::Event& event);
   asio::awaitable<void> run_to_export();
   asio::awaitable<void> fail_session(std::exception_ptr failure);

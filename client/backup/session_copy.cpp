@@ -221,16 +221,12 @@ asio::awaitable<void> Session::pull_disk(Disk& disk) {
   }
 }
 
-/// Never ends by itself.
-asio::awaitable<void> Session::watch_events() {
+/// While nothing is asked of QEMU. Never ends by itself.
+asio::awaitable<void> Session::receive_events() {
   bool lost = false;
   while (!lost) {
     try {
-      const qapi::Event event = co_await qmp_->next_event();
-      if (event.name == "BLOCK_WRITE_THRESHOLD")
-        warn_of_threshold(event);
-      else if (event.name == "SHUTDOWN")
-        reporter_->say("the guest has shut down; what was frozen is still being copied");
+      co_await qmp_->next_event();
     } catch (const qmp::ChannelLost&) {
       lost = true;
     }
@@ -239,10 +235,22 @@ asio::awaitable<void> Session::watch_events() {
     co_await environment_->clock().wait(1h);
 }
 
+void Session::take_note(const qapi::Event& event) {
+  if (event.name == "SHUTDOWN" && journal_ && journal_->phase == phase::kExport)
+    reporter_->say("the guest has shut down; what was frozen is still being copied");
+  if (event.name == qapi::BlockWriteThresholdEvent::kName && journal_)
+    warn_of_threshold(event);
+}
+
 void Session::warn_of_threshold(const qapi::Event& event) {
-  const auto data = qapi::event_data<qapi::BlockWriteThresholdEvent>(event);
+  qapi::BlockWriteThresholdEvent data;
+  try {
+    data = qapi::event_data<qapi::BlockWriteThresholdEvent>(event);
+  } catch (const Error&) {  // nothing depends on having understood it
+    return;
+  }
   for (const JournalDisk& disk : journal_->disks)
-    if (data.node_name == file_node_name(plan_.id, disk.index)) {
+    if (data.node_name == file_node_name(journal_->id(), disk.index)) {
       warnings_.push_back(fmt::format(
           "{}: the overlay {} has grown beyond {}, four fifths of what was free: make room, or the "
           "guest will stop when the storage is full",

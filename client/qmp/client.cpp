@@ -75,6 +75,7 @@ asio::awaitable<qapi::ServerMessage> Client::receive() {
 }
 
 void Client::keep(qapi::Event event) {
+  watcher_(event);
   if (events_.size() == kMostEvents)
     events_.pop_front();
   events_.push_back(std::move(event));

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <cstdint>
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -44,6 +45,9 @@ class Client {
   /// The oldest event that was not taken yet; waits for one. Can be cancelled.
   asio::awaitable<qapi::Event> next_event();
 
+  /// Is told of every event when it is received, whoever takes it.
+  void watch(std::function<void(const qapi::Event&)> watcher) { watcher_ = std::move(watcher); }
+
   const std::string& name() const { return channel_->name(); }
   Clock& clock() { return *clock_; }
 
@@ -57,6 +61,7 @@ class Client {
   Clock* clock_;
   qapi::Framer framer_;
   std::deque<qapi::Event> events_;
+  std::function<void(const qapi::Event&)> watcher_ = [](const qapi::Event&) {};
   std::int64_t last_id_ = 0;
 };
 

@@ -7,6 +7,7 @@
 
 #include "tests/client/session/held_backup.hpp"
 #include "tests/client/session/small_file_system.hpp"
+#include "tests/client/session/watched.hpp"
 
 /// What can befall a guest while its frozen disks are copied.
 namespace nbdelta::testing {
@@ -49,6 +50,23 @@ TEST(DuringThePull, AnOverlayThatGrowsBeyondItsThresholdIsWarnedOf) {
   EXPECT_THAT(machine.leftovers(), IsEmpty());
   EXPECT_EQ(type_of(points.backup()), "incremental");
   points.check();
+}
+
+TEST(DuringTheCommit, AnOverlayThatGrowsBeyondItsThresholdIsWarnedOfToo) {
+  if (::geteuid() != 0)
+    GTEST_SKIP() << "mounting a small file system needs root";
+  const SmallFileSystem small("8M");
+  Machine machine({{.name = "vda"}});
+  Points points(machine);
+  const Command options{"--quiesce", "no", "--overlay-dir", small.path()};
+  const Outcome outcome = watched(machine, points, "backup", options,
+                                  [&](QmpTap& /*tap*/, const json::object& command) {
+                                    if (command.at("execute") == "block-commit")
+                                      machine.write(machine.disks()[0], "write -P 2 512k 7M");
+                                  });
+  ASSERT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("has grown beyond 6."));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
 }
 
 TEST(DuringThePull, AnOverlayThatStaysBelowItsThresholdIsNot) {
