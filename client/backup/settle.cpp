@@ -548,15 +548,11 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   std::set<std::string> bases;
   for (const GuestDisk& disk : inventory.disks) {
     bases.insert(disk.base_local);
-    std::set<std::string> stack{disk.base_local};
-    for (const StackedOverlay& overlay : disk.overlays)
-      stack.insert(overlay.local);
     for (const std::string& local : overlays_beside(files, disk.base_local)) {
       const auto session = session_of(base_name(local));
-      const auto below = files.backing_of(local);
-      const bool of_disk =
-          session && below &&
-          (base_name(local) == overlay_file_name(*session, disk.name) || stack.count(*below) != 0);
+      // A copy that somebody made has another name.
+      const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name) &&
+                           files.backing_of(local);
       if (of_disk && ours(*session))
         loose[local] = {.base = disk.base_local,
                         .disk = disk.name,
