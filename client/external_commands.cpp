@@ -41,7 +41,11 @@ backup::Listen interpret_listen(const BeginOptions& options) {
                         : options.socket_dir;
     if (listen.socket.empty())
       listen.socket = ".";
-    listen.socket = std::filesystem::canonical(listen.socket).string();
+    std::error_code error;
+    listen.socket = std::filesystem::canonical(listen.socket, error).string();
+    if (error)
+      throw target::UsageError(
+          error.value(), fmt::format("--socket-dir {}: {}", options.socket_dir, error.message()));
     return listen;
   }
   const std::size_t colon = options.listen.rfind(':');

@@ -82,6 +82,7 @@ json::value latest_status(backup::Files& files, const backup::Options& options) 
   if (!latest)
     return nullptr;
   return json::object{{"number", latest->number},
+                      {"chain", latest->chain},
                       {"type", latest->type},
                       {"created", latest->created},
                       {"consistency", latest->consistency}};
@@ -89,6 +90,17 @@ json::value latest_status(backup::Files& files, const backup::Options& options) 
 
 std::string_view text_of(const json::value& value) {
   return {value.as_string().data(), value.as_string().size()};
+}
+
+bool runs_on_overlays_of_others(const json::object& status) {
+  const json::value& latest = status.at("latest");
+  const std::string_view chain =
+      latest.is_object() ? text_of(latest.at("chain")) : std::string_view();
+  for (const json::value& disk : status.at("disks").as_array())
+    for (const json::value& overlay : disk.at("overlays").as_array())
+      if (text_of(overlay.at("chain")) != chain)
+        return true;
+  return false;
 }
 
 std::string for_people(const json::object& status) {
@@ -101,6 +113,10 @@ std::string for_people(const json::object& status) {
     text +=
         fmt::format("session {}: {}, begun {}\n", session.at("number").to_number<std::uint32_t>(),
                     text_of(session.at("phase")), text_of(session.at("started")));
+  else if (runs_on_overlays_of_others(status))
+    text +=
+        "the guest runs on overlays of a session that is not known here: name its repository "
+        "(--vm, --to)\n";
   else
     text += "no session is open\n";
   for (const json::value& disk : status.at("disks").as_array()) {

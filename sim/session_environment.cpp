@@ -67,7 +67,7 @@ class SimFiles final : public backup::Files {
   }
   bool exists(const std::string& path) override {
     look();
-    return store().files().count(path) != 0;
+    return store().files().count(path) != 0 || store().folders().count(path) != 0;
   }
   std::optional<std::string> read_text(const std::string& path) override {
     look();

@@ -100,13 +100,17 @@ asio::awaitable<void> Session::check_guest() {
   reporter_->say(warnings_.back());
 }
 
-/// Puts right what earlier sessions have left. Throws Refused where one is open on purpose.
-asio::awaitable<void> Session::settle_leftover() {
+void Session::check_not_open() const {
   if (journal_ && journal_->external && journal_->phase == phase::kExport)
     refuse(EBUSY,
            "a session of external software is open since {}: end it with 'nbdelta end --success' "
            "or 'nbdelta end --failure'",
            journal_->started);
+}
+
+/// Puts right what earlier sessions have left. Throws Refused where one is open on purpose.
+asio::awaitable<void> Session::settle_leftover() {
+  check_not_open();
   const bool in_place = co_await overlays_are_in_place();
   if (in_place) {
     reporter_->say("the overlay of an earlier session is still in place: going on with it");
@@ -183,6 +187,7 @@ asio::awaitable<Forecast> Session::forecast() {
   co_await check_guest();
   Forecast forecast;
   journal_ = read_journal(environment_->files(), options_->folder);
+  check_not_open();
   if (journal_)
     forecast.notes.push_back(fmt::format(
         "an earlier session ({}) has not ended: it would be put right first", journal_->number));
@@ -356,8 +361,10 @@ asio::awaitable<std::vector<Exported>> Session::begin() {
 
 asio::awaitable<Settled> Session::end(Outcome outcome) {
   Repository points = repository();
-  lock_ = points.lock();
-  journal_ = read_journal(environment_->files(), options_->folder);
+  if (environment_->files().exists(options_->folder)) {
+    lock_ = points.lock();
+    journal_ = read_journal(environment_->files(), options_->folder);
+  }
   if (!journal_ || !journal_->external)
     refuse(ENOENT, "{}: no session of external software is open", options_->folder);
   if (journal_->phase == phase::kExport && !journal_->manifest)
@@ -377,6 +384,8 @@ asio::awaitable<Settled> Session::end(Outcome outcome) {
 asio::awaitable<Settled> Session::recover() {
   Settled settled;
   if (!options_->folder.empty()) {
+    if (!environment_->files().exists(options_->folder))
+      refuse(ENOENT, "{}: there is no such repository", options_->folder);
     lock_ = repository().lock();
     journal_ = read_journal(environment_->files(), options_->folder);
   }

@@ -8,6 +8,7 @@
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/local/stream_protocol.hpp>
 #include <boost/asio/write.hpp>
+#include <charconv>
 #include <string_view>
 #include <utility>
 
@@ -91,6 +92,11 @@ asio::awaitable<Socket> connect_host(std::string address) {
 asio::awaitable<Socket> connect_either(const std::string& address, const std::string& name) {
   if (is_path(address))
     return connect_path(address, name);
+  const std::string port = address.substr(address.rfind(':') + 1);
+  unsigned number = 0;
+  const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), number);
+  if (error != std::errc() || end != port.data() + port.size() || number == 0 || number > 65535)
+    fail(EINVAL, "{}: a port is a number from 1 to 65535", name);
   return connect_host(address);
 }
 

@@ -370,6 +370,8 @@ TEST_F(Conversation, ConnectingSaysWhatIsWrongWhere) {
       {folder.path() + "/" + std::string(200, 'x'), ENAMETOOLONG},
       {"no-colon-and-no-slash", ENOENT},
       {"127.0.0.1:1", ECONNREFUSED},
+      {"127.0.0.1:99999", EINVAL},
+      {"localhost:qmp", EINVAL},
   };
   asio::co_spawn(
       loop_,

@@ -134,7 +134,30 @@ TEST_F(External, StatusShowsTheOpenSession) {
   const json::value& overlay = status.at("disks").at(0).at("overlays").at(0);
   EXPECT_GE(overlay.at("allocated").to_number<std::uint64_t>(), 1U << 20);
   EXPECT_THAT(run_ok(points_.command("status")), HasSubstr("overlay"));
+  const Command elsewhere{
+      "status", "--qmp", machine_.qmp(), "--vm", "vm", "--to", machine_.folder() + "/other"};
+  EXPECT_THAT(run_ok(nbdelta_command(elsewhere)), Not(HasSubstr("no session is open")));
+  EXPECT_EQ(run(points_.command("backup", {"--dry-run"})).status, 3);
   end("--success");
+  EXPECT_THAT(run_ok(points_.command("status")), HasSubstr("no session is open"));
+}
+
+TEST_F(External, MistypedRepositoriesAreNotMade) {
+  const std::string typo = machine_.folder() + "/typo";
+  for (const Command& command : {Command{"end", "--success"}, Command{"recover"}}) {
+    Command words = nbdelta_command(command);
+    for (const std::string& word : Command{"--qmp", machine_.qmp(), "--vm", "vm", "--to", typo})
+      words.push_back(word);
+    EXPECT_EQ(run(words).status, 3);
+  }
+  EXPECT_FALSE(std::filesystem::exists(typo));
+}
+
+TEST_F(External, AFolderForSocketsThatIsNotThereIsAUsageError) {
+  const Outcome outcome =
+      run(points_.command("begin", {"--quiesce", "no", "--socket-dir", "/nowhere"}));
+  EXPECT_EQ(outcome.status, 2);
+  EXPECT_THAT(outcome.err, HasSubstr("--socket-dir /nowhere"));
 }
 
 TEST_F(External, OverTcp) {
