@@ -497,6 +497,8 @@ void World::run_session(const SessionSetup& session) {
 }
 
 void World::run_recover(bool must_work) {
+  if (store_.folders().count(kFolder) == 0)
+    return;  // no session came as far as that
   SessionSetup plain;
   const backup::Options options = this->options(plain);
   const backup::Reporter reporter;

@@ -246,7 +246,12 @@ TEST(AgainstQemu, EveryFeature) {
   const std::uint64_t first = Random::from_environment().seed();
   const std::uint64_t seeds = seeds_from_environment(kSeedsThatCover);
   Coverage coverage;
-  for (std::uint64_t seed = first; seed < first + seeds && !HasFailure(); ++seed) {
+  const auto wants_another = [&](std::uint64_t done) {
+    const bool uncovered =
+        seeds >= kSeedsThatCover && done < kMostSeeds && !coverage.missing().empty();
+    return !HasFailure() && (done < seeds || uncovered);
+  };
+  for (std::uint64_t seed = first; wants_another(seed - first); ++seed) {
     SCOPED_TRACE(fmt::format("NBDELTA_SEED={} NBDELTA_SEEDS=1", seed));
     try {
       const TempFolder folder;

@@ -29,9 +29,11 @@ struct RandomImage {
 };
 
 /// Draws an image and makes it in `folder`. What matters most goes round with the seed, so that
-/// kSeedsThatCover seeds in a row cover the whole feature table. Throws Error.
+/// kSeedsThatCover seeds in a row cover the whole feature table most of the time, and kMostSeeds
+/// always. Throws Error.
 RandomImage draw_image(std::uint64_t seed, const TempFolder& folder);
 
 inline constexpr std::uint64_t kSeedsThatCover = 64;
+inline constexpr std::uint64_t kMostSeeds = 512;
 
 }  // namespace nbdelta::testing
