@@ -44,7 +44,7 @@ struct Fault {
   std::uint32_t step = 0;
 };
 
-/// Deliberate defects, to see that they are found: only in builds for tests.
+/// One disk of the guest.
 struct DiskSetup {
   std::string format = "qcow2";
   std::uint64_t granules = 16;
