@@ -117,14 +117,16 @@ void FakeQemu::emit(const std::string& name, json::object data) {
 void FakeQemu::write(Device& device, std::uint64_t granule, WriteNumber number) {
   graph_.write(*device.root, granule, number);
   mark_for_jobs(*device.root, granule);
-  graph_.flush(*device.root);
+  if (flushes_writes)
+    graph_.flush(*device.root);
   tell_of_threshold(*device.root);
 }
 
 void FakeQemu::write_zero(Device& device, std::uint64_t granule) {
   graph_.write_zero(*device.root, granule);
   mark_for_jobs(*device.root, granule);
-  graph_.flush(*device.root);
+  if (flushes_writes)
+    graph_.flush(*device.root);
   tell_of_threshold(*device.root);
 }
 

@@ -108,9 +108,12 @@ class FakeQemu {
   /// One QMP connection, until the other end closes it.
   asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
 
-  /// The guest's, through its device. Throws BlockError (ENOSPC pauses a real guest).
+  /// The guest's, through its device. Throws Error (ENOSPC pauses a real guest). Each is flushed
+  /// at once where `flushes_writes` says so.
   void write(Device& device, std::uint64_t granule, WriteNumber number);
   void write_zero(Device& device, std::uint64_t granule);
+
+  bool flushes_writes = true;
 
   void set_run_state(std::string state) { run_state_ = std::move(state); }
   void set_migration(std::string status) { migration_ = std::move(status); }

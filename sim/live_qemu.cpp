@@ -1,0 +1,231 @@
+#include "sim/live_qemu.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <filesystem>
+#include <fstream>
+#include <utility>
+
+#include "client/backup/names.hpp"
+#include "image/extent_map.hpp"
+#include "image/qcow2_overlay.hpp"
+#include "qapi/export_commands.hpp"
+
+namespace nbdelta::sim {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// QEMU's chardevs listen so.
+constexpr int kBacklog = 1;
+
+void create_qcow2(const std::string& path, std::uint64_t size, const image::Backing& backing) {
+  image::ExtentMap nothing;
+  nothing.append(size, image::State::unchanged);
+  const File file = File::open(path, O_RDWR | O_CREAT | O_EXCL);
+  image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
+}
+
+std::vector<RecordedDisk> recorded(const LiveOptions& options) {
+  std::vector<RecordedDisk> disks;
+  for (const LiveDisk& disk : options.disks)
+    disks.push_back({.name = disk.name,
+                     .path = options.folder.image(disk),
+                     .format = disk.format,
+                     .granules = disk.size / kFileGranule});
+  return disks;
+}
+
+}  // namespace
+
+LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveOptions options)
+    : loop_(&loop),
+      options_(std::move(options)),
+      qemu_(loop.get_executor(), clock, host_, options_.seed),
+      agent_(loop.get_executor(), clock),
+      nbd_(loop.get_executor(), qemu_, host_) {
+  qemu_.version() = options_.version;
+  qemu_.timing() = options_.timing;
+  for (const LiveDisk& disk : options_.disks) {
+    create_image(disk);
+    open_disk(disk);
+  }
+  go_on_with_record(clock);
+  qemu_.hooks().before_command = [this](const qapi::Command& command) {
+    return before_command(command);
+  };
+  qemu_.hooks().after_command = [this](const qapi::Command& command) {
+    after_command(command);
+    return AnswerFate();
+  };
+  qemu_.hooks().switched = [this] { record_->switched(overlays_); };
+}
+
+void LiveQemu::create_image(const LiveDisk& disk) const {
+  const std::string path = options_.folder.image(disk);
+  if (fs::exists(path))
+    return;
+  if (disk.format == "raw") {
+    File::open(path, O_RDWR | O_CREAT | O_EXCL).resize(disk.size);
+    return;
+  }
+  image::Backing backing;
+  if (disk.backing) {
+    create_qcow2(options_.folder.below(disk), disk.size, {});
+    backing.name = client::backup::base_name(options_.folder.below(disk));
+  }
+  create_qcow2(path, disk.size, backing);
+}
+
+void LiveQemu::open_disk(const LiveDisk& disk) {
+  NodeOptions node{.driver = disk.format,
+                   .name = disk.by_drive ? "" : disk.name,
+                   .file_name = {},
+                   .path = options_.folder.image(disk),
+                   .read_only = false,
+                   .no_backing = false,
+                   .direct = false};
+  // What a start script does after backups with --tracking overlay.
+  std::ifstream current(options_.folder.path + "/nbdelta-current-" + disk.name + "." + disk.format);
+  if (std::getline(current, node.path))
+    node.driver = "qcow2";
+  else
+    node.path = options_.folder.image(disk);
+  Node& root = qemu_.graph().open(node);
+  if (root.image->granules() != disk.size / kFileGranule)
+    fail(EINVAL, "{}: has {} bytes, but the disk {}", node.path,
+         root.image->granules() * kFileGranule, disk.size);
+  qemu_.graph().add_device(disk.by_drive ? disk.name : "", disk.name, root);
+}
+
+std::uint64_t LiveQemu::content(std::size_t disk, std::uint64_t granule) {
+  const WriteNumber number = qemu_.graph().read(*qemu_.graph().devices()[disk].root, granule);
+  if (number < ForeignGranules::kFirst)
+    return number;
+  GranuleBytes bytes;
+  host_.fill(bytes, granule, number);
+  return content_of(bytes, granule);
+}
+
+void LiveQemu::go_on_with_record(Clock& clock) {
+  const std::string path = options_.folder.record();
+  Replay before;
+  const bool is_new = !fs::exists(path);
+  if (is_new)
+    for (const RecordedDisk& disk : recorded(options_))
+      before.contents.emplace_back(disk.granules);
+  else
+    before.run(path);
+  struct Found {
+    std::size_t disk;
+    std::uint64_t granule;
+    std::uint64_t content;
+  };
+  std::vector<Found> found;
+  for (std::size_t disk = 0; disk < before.contents.size() && disk < disks(); ++disk)
+    for (std::uint64_t granule = 0; granule < granules(disk); ++granule) {
+      const std::uint64_t now = content(disk, granule);
+      if (now == before.contents[disk][granule])
+        continue;
+      if (!is_new && !before.may_hold(disk, granule, now))
+        fail(EIO,
+             "{}: at {:#x} is not what the record says: a flushed write is lost, or somebody else "
+             "wrote to the image; without {} the guest starts with what there is",
+             options_.disks[disk].name, granule * kFileGranule, path);
+      found.push_back({disk, granule, now});
+    }
+  last_write_ = before.last_write;
+  record_.emplace(path, recorded(options_), clock);
+  record_->start();
+  for (const Found& each : found)
+    record_->found(each.disk, each.granule, each.content);
+}
+
+// ---- Sockets ----
+
+void LiveQemu::start() {
+  const auto executor = loop_->get_executor();
+  qmp_server_ = std::make_unique<UnixServer>(executor, options_.folder.qmp(), kBacklog);
+  agent_server_ = std::make_unique<UnixServer>(executor, options_.folder.agent(), kBacklog);
+  const auto serve_qemu = [this](std::unique_ptr<client::qmp::Channel> channel) {
+    return qemu_.serve(std::move(channel));
+  };
+  const auto serve_agent = [this](std::unique_ptr<client::qmp::Channel> channel) {
+    return agent_.serve(std::move(channel));
+  };
+  asio::co_spawn(*loop_, serve_one_by_one(*qmp_server_, "a QMP client", serve_qemu),
+                 asio::detached);
+  asio::co_spawn(*loop_, serve_one_by_one(*agent_server_, "an agent's client", serve_agent),
+                 asio::detached);
+}
+
+std::optional<std::string> LiveQemu::before_command(const qapi::Command& command) {
+  if (command.name == qapi::NbdServerStart::kName && !qemu_.nbd_server()) {
+    try {
+      nbd_.listen(CommandTable::read<qapi::NbdServerStart>(command.arguments).address.data.path);
+    } catch (const BlockError&) {
+      return std::nullopt;  // the command will be refused for that
+    } catch (const Error& error) {
+      return error.what();
+    }
+  }
+  if (command.name == qapi::Transaction::kName) {
+    overlays_.clear();
+    for (const auto& action : CommandTable::read<qapi::Transaction>(command.arguments).actions)
+      if (action.type == qapi::BlockdevSnapshot::kName)
+        overlays_.push_back(CommandTable::read<qapi::BlockdevSnapshot>(action.data).overlay);
+  }
+  return std::nullopt;
+}
+
+void LiveQemu::after_command(const qapi::Command& command) {
+  if (command.name == qapi::NbdServerStop::kName)
+    nbd_.stop();
+  nbd_.drop_stale_clients();
+}
+
+void LiveQemu::end() {
+  nbd_.stop();
+  qmp_server_.reset();
+  agent_server_.reset();
+  qemu_.graph().shut_down();
+  record_->end();
+}
+
+// ---- The guest ----
+
+std::uint64_t LiveQemu::granules(std::size_t disk) const {
+  return options_.disks[disk].size / kFileGranule;
+}
+
+/// Where it fails, the record says what is there then.
+void LiveQemu::carry_out(std::size_t disk, std::uint64_t granule,
+                         const std::function<void(Device&)>& act) {
+  try {
+    act(qemu_.graph().devices()[disk]);
+  } catch (const Error&) {
+    record_->found(disk, granule, content(disk, granule));
+    qemu_.set_run_state("io-error");  // as with werror=enospc
+    throw;
+  }
+}
+
+void LiveQemu::write(std::size_t disk, std::uint64_t granule) {
+  const WriteNumber number = ++last_write_;
+  record_->write(disk, granule, 1, number);
+  carry_out(disk, granule, [&](Device& device) { qemu_.write(device, granule, number); });
+}
+
+void LiveQemu::write_zero(std::size_t disk, std::uint64_t granule) {
+  record_->zero(disk, granule, 1, ++last_write_);
+  carry_out(disk, granule, [&](Device& device) { qemu_.write_zero(device, granule); });
+}
+
+void LiveQemu::flush(std::size_t disk) {
+  qemu_.graph().flush(*qemu_.graph().devices()[disk].root);
+  record_->flush(disk);
+}
+
+}  // namespace nbdelta::sim
