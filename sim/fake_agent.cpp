@@ -117,6 +117,7 @@ asio::awaitable<void> FakeAgent::carry_out(qapi::Command command) {
 asio::awaitable<void> FakeAgent::freeze_now() {
   const FreezeBehaviour behaviour = freeze();
   co_await clock_->wait(behaviour.time / 2);
+  co_await quiesce();
   if (behaviour.freezes)
     set_frozen(file_systems);
   co_await clock_->wait(behaviour.time / 2);

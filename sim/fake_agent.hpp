@@ -21,7 +21,7 @@ using client::Clock;
 
 /// How a freeze goes.
 struct FreezeBehaviour {
-  Clock::Duration time = std::chrono::milliseconds(20);
+  Clock::Duration time = std::chrono::milliseconds(20);  // besides quiesce()
   bool freezes = true;  // whether file systems are frozen in the end
   bool answers = true;  // whether anybody is told
   std::string error;    // what is answered instead
@@ -42,6 +42,9 @@ class FakeAgent {
   Clock::Duration thaw_time = std::chrono::milliseconds(5);
   /// How the next freeze goes.
   std::function<FreezeBehaviour()> freeze = [] { return FreezeBehaviour(); };
+  /// Before file systems are frozen, in the time that it takes: what the guest's kernel does for
+  /// it.
+  std::function<asio::awaitable<void>()> quiesce = []() -> asio::awaitable<void> { co_return; };
   /// It takes commands, and does nothing with them.
   bool silent = false;
   std::function<void(bool frozen)> changed = [](bool) {};

@@ -28,27 +28,28 @@ void create_qcow2(const std::string& path, std::uint64_t size, const image::Back
   image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
 }
 
-std::vector<RecordedDisk> recorded(const LiveOptions& options) {
-  std::vector<RecordedDisk> disks;
-  for (const LiveDisk& disk : options.disks)
-    disks.push_back({.name = disk.name,
-                     .path = options.folder.image(disk),
-                     .format = disk.format,
-                     .granules = disk.size / kFileGranule});
-  return disks;
-}
-
 }  // namespace
 
-LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveOptions options)
+LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
+                   const Scenario& scenario)
     : loop_(&loop),
-      options_(std::move(options)),
-      qemu_(loop.get_executor(), clock, host_, options_.seed),
+      folder_(std::move(folder)),
+      disks_(scenario.disks),
+      qemu_(loop.get_executor(), clock, host_, scenario.seed),
       agent_(loop.get_executor(), clock),
       nbd_(loop.get_executor(), qemu_, host_) {
-  qemu_.version() = options_.version;
-  qemu_.timing() = options_.timing;
-  for (const LiveDisk& disk : options_.disks) {
+  qemu_.flushes_writes = false;
+  if (scenario.qemu.version == "10.0")
+    qemu_.version() = {10, 0, 13};
+  qemu_.timing() = {
+      .command = scenario.qemu.command,
+      .transaction = scenario.qemu.snapshot * static_cast<std::int64_t>(disks_.size()),
+      .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
+                                              scenario.guest.storage.throughput)};
+  agent_.file_systems = static_cast<std::int64_t>(disks_.size());
+  agent_.command_time = scenario.agent.latency;
+  agent_.thaw_time = scenario.agent.thaw;
+  for (const ScenarioDisk& disk : disks_) {
     create_image(disk);
     open_disk(disk);
   }
@@ -63,8 +64,18 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveOptions options)
   qemu_.hooks().switched = [this] { record_->switched(overlays_); };
 }
 
-void LiveQemu::create_image(const LiveDisk& disk) const {
-  const std::string path = options_.folder.image(disk);
+std::vector<RecordedDisk> LiveQemu::recorded_disks() const {
+  std::vector<RecordedDisk> recorded;
+  for (const ScenarioDisk& disk : disks_)
+    recorded.push_back({.name = disk.name,
+                        .path = folder_.image(disk),
+                        .format = disk.format,
+                        .granules = disk.size / kFileGranule});
+  return recorded;
+}
+
+void LiveQemu::create_image(const ScenarioDisk& disk) const {
+  const std::string path = folder_.image(disk);
   if (fs::exists(path))
     return;
   if (disk.format == "raw") {
@@ -73,26 +84,26 @@ void LiveQemu::create_image(const LiveDisk& disk) const {
   }
   image::Backing backing;
   if (disk.backing) {
-    create_qcow2(options_.folder.below(disk), disk.size, {});
-    backing.name = client::backup::base_name(options_.folder.below(disk));
+    create_qcow2(folder_.below(disk), disk.size, {});
+    backing.name = client::backup::base_name(folder_.below(disk));
   }
   create_qcow2(path, disk.size, backing);
 }
 
-void LiveQemu::open_disk(const LiveDisk& disk) {
+void LiveQemu::open_disk(const ScenarioDisk& disk) {
   NodeOptions node{.driver = disk.format,
                    .name = disk.by_drive ? "" : disk.name,
                    .file_name = {},
-                   .path = options_.folder.image(disk),
+                   .path = folder_.image(disk),
                    .read_only = false,
                    .no_backing = false,
                    .direct = false};
   // What a start script does after backups with --tracking overlay.
-  std::ifstream current(options_.folder.path + "/nbdelta-current-" + disk.name + "." + disk.format);
+  std::ifstream current(folder_.path + "/nbdelta-current-" + disk.name + "." + disk.format);
   if (std::getline(current, node.path))
     node.driver = "qcow2";
   else
-    node.path = options_.folder.image(disk);
+    node.path = folder_.image(disk);
   Node& root = qemu_.graph().open(node);
   if (root.image->granules() != disk.size / kFileGranule)
     fail(EINVAL, "{}: has {} bytes, but the disk {}", node.path,
@@ -110,11 +121,11 @@ std::uint64_t LiveQemu::content(std::size_t disk, std::uint64_t granule) {
 }
 
 void LiveQemu::go_on_with_record(Clock& clock) {
-  const std::string path = options_.folder.record();
+  const std::string path = folder_.record();
   Replay before;
   const bool is_new = !fs::exists(path);
   if (is_new)
-    for (const RecordedDisk& disk : recorded(options_))
+    for (const RecordedDisk& disk : recorded_disks())
       before.contents.emplace_back(disk.granules);
   else
     before.run(path);
@@ -124,7 +135,7 @@ void LiveQemu::go_on_with_record(Clock& clock) {
     std::uint64_t content;
   };
   std::vector<Found> found;
-  for (std::size_t disk = 0; disk < before.contents.size() && disk < disks(); ++disk)
+  for (std::size_t disk = 0; disk < before.contents.size() && disk < count(); ++disk)
     for (std::uint64_t granule = 0; granule < granules(disk); ++granule) {
       const std::uint64_t now = content(disk, granule);
       if (now == before.contents[disk][granule])
@@ -133,11 +144,11 @@ void LiveQemu::go_on_with_record(Clock& clock) {
         fail(EIO,
              "{}: at {:#x} is not what the record says: a flushed write is lost, or somebody else "
              "wrote to the image; without {} the guest starts with what there is",
-             options_.disks[disk].name, granule * kFileGranule, path);
+             disks_[disk].name, granule * kFileGranule, path);
       found.push_back({disk, granule, now});
     }
   last_write_ = before.last_write;
-  record_.emplace(path, recorded(options_), clock);
+  record_.emplace(path, recorded_disks(), clock);
   record_->start();
   for (const Found& each : found)
     record_->found(each.disk, each.granule, each.content);
@@ -147,8 +158,8 @@ void LiveQemu::go_on_with_record(Clock& clock) {
 
 void LiveQemu::start() {
   const auto executor = loop_->get_executor();
-  qmp_server_ = std::make_unique<UnixServer>(executor, options_.folder.qmp(), kBacklog);
-  agent_server_ = std::make_unique<UnixServer>(executor, options_.folder.agent(), kBacklog);
+  qmp_server_ = std::make_unique<UnixServer>(executor, folder_.qmp(), kBacklog);
+  agent_server_ = std::make_unique<UnixServer>(executor, folder_.agent(), kBacklog);
   const auto serve_qemu = [this](std::unique_ptr<client::qmp::Channel> channel) {
     return qemu_.serve(std::move(channel));
   };
@@ -197,7 +208,7 @@ void LiveQemu::end() {
 // ---- The guest ----
 
 std::uint64_t LiveQemu::granules(std::size_t disk) const {
-  return options_.disks[disk].size / kFileGranule;
+  return disks_[disk].size / kFileGranule;
 }
 
 /// Where it fails, the record says what is there then.

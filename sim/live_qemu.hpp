@@ -9,19 +9,13 @@
 #include "sim/fake_agent.hpp"
 #include "sim/fake_qemu.hpp"
 #include "sim/file_host.hpp"
+#include "sim/guest.hpp"
 #include "sim/nbd_server.hpp"
 #include "sim/record.hpp"
+#include "sim/scenario.hpp"
 #include "sim/unix_server.hpp"
 
 namespace nbdelta::sim {
-
-struct LiveDisk {
-  std::string name;
-  std::string format = "qcow2";  // or "raw"
-  std::uint64_t size = 0;        // bytes, a multiple of kFileGranule
-  bool by_drive = false;         // QEMU makes the node names up
-  bool backing = false;          // a new image gets one below it
-};
 
 /// Where a live QEMU has its files.
 struct LiveFolder {
@@ -30,18 +24,12 @@ struct LiveFolder {
   std::string qmp() const { return path + "/qmp.sock"; }
   std::string agent() const { return path + "/qga.sock"; }
   std::string record() const { return path + "/record.txt"; }
-  std::string image(const LiveDisk& disk) const {
+  std::string image(const ScenarioDisk& disk) const {
     return path + "/" + disk.name + "." + disk.format;
   }
-  std::string below(const LiveDisk& disk) const { return path + "/" + disk.name + ".below.qcow2"; }
-};
-
-struct LiveOptions {
-  LiveFolder folder;
-  std::vector<LiveDisk> disks;
-  FakeQemu::Version version;
-  Timing timing;
-  std::uint64_t seed = 1;
+  std::string below(const ScenarioDisk& disk) const {
+    return path + "/" + disk.name + ".below.qcow2";
+  }
 };
 
 /// The fake QEMU and its agent on real files and sockets, in real time, and the record of what its
@@ -50,30 +38,31 @@ struct LiveOptions {
 /// Invariants
 /// 1. Whatever the guest writes is in the record before it is in an image.
 /// 2. At every instant between two of the loop's steps the disks hold what the record says.
-class LiveQemu {
+class LiveQemu final : public Disks {
  public:
   /// Makes the images that are not there, and opens them, or the overlays that are named beside
   /// them. Throws Error; also where the images lack what an earlier run's guest had flushed.
-  LiveQemu(asio::io_context& loop, Clock& clock, LiveOptions options);
+  LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder, const Scenario& scenario);
 
   /// Begins to serve the sockets.
   void start();
   /// As QEMU at SIGTERM: everything is flushed, bitmaps are stored. The loop is of no use then.
   void end();
 
-  std::size_t disks() const { return options_.disks.size(); }
-  std::uint64_t granules(std::size_t disk) const;
-  /// The guest's. Both throw Error where the storage takes no more; the guest is paused then.
-  void write(std::size_t disk, std::uint64_t granule);
-  void write_zero(std::size_t disk, std::uint64_t granule);
-  void flush(std::size_t disk);
+  std::size_t count() const override { return disks_.size(); }
+  std::uint64_t granules(std::size_t disk) const override;
+  std::uint64_t granule_size(std::size_t /*disk*/) const override { return kFileGranule; }
+  void write(std::size_t disk, std::uint64_t granule) override;
+  void write_zero(std::size_t disk, std::uint64_t granule) override;
+  void flush(std::size_t disk) override;
 
   FakeQemu& qemu() { return qemu_; }
   FakeAgent& agent() { return agent_; }
 
  private:
-  void create_image(const LiveDisk& disk) const;
-  void open_disk(const LiveDisk& disk);
+  std::vector<RecordedDisk> recorded_disks() const;
+  void create_image(const ScenarioDisk& disk) const;
+  void open_disk(const ScenarioDisk& disk);
   void go_on_with_record(Clock& clock);
   std::uint64_t content(std::size_t disk, std::uint64_t granule);
   void carry_out(std::size_t disk, std::uint64_t granule, const std::function<void(Device&)>& act);
@@ -81,7 +70,8 @@ class LiveQemu {
   void after_command(const qapi::Command& command);
 
   asio::io_context* loop_;
-  LiveOptions options_;
+  LiveFolder folder_;
+  std::vector<ScenarioDisk> disks_;
   FileHost host_;
   FakeQemu qemu_;
   FakeAgent agent_;

@@ -13,6 +13,7 @@
 #include "sim/fake_agent.hpp"
 #include "sim/fake_qemu.hpp"
 #include "sim/process.hpp"
+#include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
 #include "sim/schedule.hpp"
 #include "sim/store.hpp"
@@ -38,9 +39,6 @@ struct Plugin {
   bool alive = true;
   bool outlives = false;  // its session
 };
-
-/// What every restore point must show: what the guest's disks held at the instant of a switch.
-using DiskContents = std::vector<std::vector<WriteNumber>>;
 
 /// All that is there in a schedule: the storage, QEMU with its guest and its agent, the processes
 /// of nbdelta; and what must hold of them. For one thread.

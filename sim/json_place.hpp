@@ -1,0 +1,23 @@
+#pragma once
+
+#include <string>
+#include <string_view>
+
+namespace nbdelta::sim {
+
+/// Where something stands in a text; both count from 1.
+struct Place {
+  unsigned line = 1;
+  unsigned column = 1;  // bytes
+};
+
+Place place_at(std::string_view text, std::size_t offset);
+
+/// Where the value that a JSON pointer (RFC 6901) names begins: of a member of an object its key.
+/// The text is valid JSON. Where there is no such value, that which would hold it.
+Place place_of(std::string_view text, std::string_view pointer);
+
+/// `key` as a part of a pointer.
+std::string pointer_part(std::string_view key);
+
+}  // namespace nbdelta::sim
