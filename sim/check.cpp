@@ -103,23 +103,19 @@ class Candidate {
     const bool is_own = std::any_of(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return overlay.starts_with(point_->session);
     });
-    if (!is_own)
-      return;
-    result_ = compare(fmt::format("switch {}", number));
-    decided_ |= result_.exact || !point_->session.empty();
+    // Of a session the last one counts: those before have failed.
+    if (is_own && (!result_.exact || !point_->session.empty()))
+      result_ = compare(fmt::format("switch {}", number));
   }
 
-  /// At the end of the record.
   CheckResult result() {
-    if (!point_->session.empty() && result_.text.empty())
-      result_.text = "the record has no switch of this session";
-    else if (!decided_)
+    if (point_->session.empty() && (differences_ == 0 || !result_.exact))
       result_ = compare("the end of the record");
+    else if (result_.text.empty())
+      result_.text = "the record has no switch of this session";
     result_.name = point_->name;
     return result_;
   }
-
-  bool decided() const { return decided_ && point_->session.empty(); }
 
  private:
   struct Disk {
@@ -154,7 +150,6 @@ class Candidate {
   std::vector<Disk> disks_;
   std::uint64_t differences_ = 0;
   CheckResult result_;
-  bool decided_ = false;
 };
 
 }  // namespace
@@ -204,8 +199,7 @@ std::vector<CheckResult> check_points(const std::string& record,
   replay.on_switch = [&](const std::vector<std::string>& overlays) {
     ++switches;
     for (Candidate& candidate : candidates)
-      if (!candidate.decided())
-        candidate.at_switch(switches, overlays);
+      candidate.at_switch(switches, overlays);
   };
   replay.run(record);
   std::vector<CheckResult> results;

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <utility>
@@ -11,6 +12,7 @@
 #include "image/extent_map.hpp"
 #include "image/qcow2_overlay.hpp"
 #include "qapi/export_commands.hpp"
+#include "sim/qcow2_file_image.hpp"
 
 namespace nbdelta::sim {
 
@@ -26,6 +28,20 @@ void create_qcow2(const std::string& path, std::uint64_t size, const image::Back
   nothing.append(size, image::State::unchanged);
   const File file = File::open(path, O_RDWR | O_CREAT | O_EXCL);
   image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
+}
+
+/// Every other cluster, but no more than these, all over the disk.
+void fill_half(const std::string& path) {
+  constexpr std::uint64_t kMostClusters = 1024;
+  ForeignGranules foreign;
+  Qcow2FileImage image(File::open(path, O_RDWR), foreign);
+  const std::uint64_t clusters = image.granules() / image.cluster();
+  const std::uint64_t step = std::max<std::uint64_t>(2, clusters / kMostClusters);
+  WriteNumber number = 0;
+  for (std::uint64_t cluster = 0; cluster < clusters; cluster += step)
+    for (std::uint64_t i = 0; i < image.cluster(); ++i)
+      image.write(cluster * image.cluster() + i, ++number);
+  image.flush();
 }
 
 }  // namespace
@@ -85,6 +101,7 @@ void LiveQemu::create_image(const ScenarioDisk& disk) const {
   image::Backing backing;
   if (disk.backing) {
     create_qcow2(folder_.below(disk), disk.size, {});
+    fill_half(folder_.below(disk));
     backing.name = client::backup::base_name(folder_.below(disk));
   }
   create_qcow2(path, disk.size, backing);
@@ -150,8 +167,11 @@ void LiveQemu::go_on_with_record(Clock& clock) {
   last_write_ = before.last_write;
   record_.emplace(path, recorded_disks(), clock);
   record_->start();
-  for (const Found& each : found)
+  for (const Found& each : found) {
     record_->found(each.disk, each.granule, each.content);
+    if ((each.content & kForeignContent) == 0)  // no two writes have one number
+      last_write_ = std::max(last_write_, static_cast<WriteNumber>(each.content));
+  }
 }
 
 // ---- Sockets ----

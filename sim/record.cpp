@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "base/error.hpp"
+#include "sim/stamp.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -156,7 +157,10 @@ void Replay::take_event(std::string_view line) {
     }
     const std::uint64_t granule = words.number(disks[disk].granules);
     if (what == "found") {
-      set(disk, granule, words.number(UINT64_MAX));
+      const std::uint64_t content = words.number(UINT64_MAX);
+      set(disk, granule, content);
+      if ((content & kForeignContent) == 0)
+        last_write = std::max(last_write, static_cast<WriteNumber>(content));
       return;
     }
     const std::uint64_t count = words.number(disks[disk].granules - granule + 1);
