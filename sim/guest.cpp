@@ -107,8 +107,11 @@ asio::awaitable<void> Guest::write_direct(std::size_t disk, Range range) {
 /// A discard may leave what it does not cover as a whole; zeros there are written.
 asio::awaitable<void> Guest::erase(std::size_t disk, Range range, Request::Kind kind) {
   const std::uint64_t size = disks_->granule_size(disk);
+  do {
+    co_await until_quiet(disk, range);
+    co_await until_released(disk);
+  } while (is_in_flight(disk, range));
   cache_.forget(disk, range);
-  co_await until_quiet(disk, range);
   in_flight_.push_back({disk, range});
   co_await clock_->wait_until(storage_.write(clock_->now(), 0));
   for (std::uint64_t granule = range.begin / size; granule * size < range.end; ++granule) {
@@ -125,10 +128,14 @@ asio::awaitable<void> Guest::sync(std::size_t disk, Range range) {
   co_await clock_->wait_until(storage_.flush(clock_->now()));
 }
 
-asio::awaitable<void> Guest::until_quiet(std::size_t disk, Range range) {
-  while (std::any_of(in_flight_.begin(), in_flight_.end(), [&](const InFlight& each) {
+bool Guest::is_in_flight(std::size_t disk, Range range) const {
+  return std::any_of(in_flight_.begin(), in_flight_.end(), [&](const InFlight& each) {
     return each.disk == disk && each.range.overlaps(range);
-  }))
+  });
+}
+
+asio::awaitable<void> Guest::until_quiet(std::size_t disk, Range range) {
+  while (is_in_flight(disk, range))
     co_await changed_.wait();
 }
 

@@ -119,6 +119,7 @@ class Guest {
   asio::awaitable<void> erase(std::size_t disk, Range range, Request::Kind kind);
   asio::awaitable<void> sync(std::size_t disk, Range range);
   asio::awaitable<void> until_released(std::size_t disk);
+  bool is_in_flight(std::size_t disk, Range range) const;
   asio::awaitable<void> until_quiet(std::size_t disk, Range range);
 
   void start_writing_back();
