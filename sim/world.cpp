@@ -155,8 +155,12 @@ void World::start_qemu() {
       qemu_->guest.thaw();
     }
   };
-  qemu_->agent.quiesce = [this] { return qemu_->guest.freeze(); };
-  qemu_->guest.failed = [this](const Error& /*error*/) {
+  qemu_->agent.quiesce = [this] {
+    if (qemu_->guest.dirty_bytes() != 0)
+      note("a freeze that had something to write");
+    return qemu_->guest.freeze();
+  };
+  qemu_->guest.failed = [this](const std::exception_ptr& /*error*/) {
     qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
     note("guest paused: no space");
   };
@@ -231,27 +235,22 @@ GuestSetup World::guest_setup() const {
   return setup;
 }
 
-/// Whatever a dead guest still does has no effect.
-void World::GuestDisks::write(std::size_t disk, std::uint64_t granule) {
-  World& world = *world_;
-  if (!world.guest_lives())
+/// `number`: 0 for zeros. Whatever a dead guest still does has no effect.
+void World::guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
+                        const WriteDone& done) {
+  if (!guest_lives())
     return;
-  if (world.qemu_->agent.frozen())
-    world.violated("the guest writes while it is frozen");
-  FakeQemu& fake = world.qemu_->fake;
-  fake.write(fake.graph().devices()[disk], granule, world.last_write_ + 1);
-  world.contents_[disk][granule] = ++world.last_write_;
-}
-
-void World::GuestDisks::write_zero(std::size_t disk, std::uint64_t granule) {
-  World& world = *world_;
-  if (!world.guest_lives())
-    return;
-  if (world.qemu_->agent.frozen())
-    world.violated("the guest writes while it is frozen");
-  FakeQemu& fake = world.qemu_->fake;
-  fake.write_zero(fake.graph().devices()[disk], granule);
-  world.contents_[disk][granule] = 0;
+  if (qemu_->agent.frozen())
+    violated("the guest writes while it is frozen");
+  Device& device = qemu_->fake.graph().devices()[disk];
+  if (qemu_->fake.drained(device))
+    note("a write of the guest held back");
+  qemu_->fake.write(device, {granule, number},
+                    [this, disk, granule, number, done](const std::exception_ptr& error) {
+                      if (!error)
+                        contents_[disk][granule] = number;
+                      done(error);
+                    });
 }
 
 /// At once, whatever the guest's programs do.
@@ -261,10 +260,8 @@ void World::write_now(std::uint64_t count) {
       return;
     const std::size_t disk = random_.below(contents_.size());
     const std::uint64_t granule = random_.below(contents_[disk].size());
-    if (random_.chance(15))
-      qemu_->disks.write_zero(disk, granule);
-    else
-      qemu_->disks.write(disk, granule);
+    const bool zero = random_.chance(15);
+    guest_write(disk, granule, zero ? 0 : ++last_write_, [](const std::exception_ptr&) {});
   }
 }
 

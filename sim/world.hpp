@@ -87,8 +87,10 @@ class World {
     std::uint64_t granule_size(std::size_t /*disk*/) const override {
       return MemoryImage::kGranule;
     }
-    void write(std::size_t disk, std::uint64_t granule) override;
-    void write_zero(std::size_t disk, std::uint64_t granule) override;
+    void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) override {
+      const WriteNumber number = fill == Fill::zeros ? 0 : ++world_->last_write_;
+      world_->guest_write(disk, granule, number, done);
+    }
 
    private:
     World* world_;
@@ -112,6 +114,8 @@ class World {
   void end_qemu();
   GuestSetup guest_setup() const;
   bool guest_lives() const { return qemu_ && !qemu_->process.doomed(); }
+  void guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
+                   const WriteDone& done);
   void write_now(std::uint64_t count);
 
   client::backup::Options options(const SessionSetup& session) const;
