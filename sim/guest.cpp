@@ -107,14 +107,17 @@ asio::awaitable<void> Guest::write_direct(std::size_t disk, Range range) {
 /// A discard may leave what it does not cover as a whole; zeros there are written.
 asio::awaitable<void> Guest::erase(std::size_t disk, Range range, Request::Kind kind) {
   const std::uint64_t size = disks_->granule_size(disk);
+  do {
+    co_await until_quiet(disk, range);
+    co_await until_released(disk);
+  } while (is_in_flight(disk, range));
   cache_.forget(disk, range);
-  co_await until_quiet(disk, range);
   in_flight_.push_back({disk, range});
   co_await clock_->wait_until(storage_.write(clock_->now(), 0));
   for (std::uint64_t granule = range.begin / size; granule * size < range.end; ++granule) {
     const bool whole = granule * size >= range.begin && (granule + 1) * size <= range.end;
     if (whole || kind == Request::Kind::zero)
-      co_await put_granule(disk, granule, whole);
+      co_await put_granule(disk, granule, whole ? Disks::Fill::zeros : Disks::Fill::data);
   }
   landed(disk, range);
 }
@@ -126,10 +129,14 @@ asio::awaitable<void> Guest::sync(std::size_t disk, Range range) {
   disks_->flush(disk);
 }
 
-asio::awaitable<void> Guest::until_quiet(std::size_t disk, Range range) {
-  while (std::any_of(in_flight_.begin(), in_flight_.end(), [&](const InFlight& each) {
+bool Guest::is_in_flight(std::size_t disk, Range range) const {
+  return std::any_of(in_flight_.begin(), in_flight_.end(), [&](const InFlight& each) {
     return each.disk == disk && each.range.overlaps(range);
-  }))
+  });
+}
+
+asio::awaitable<void> Guest::until_quiet(std::size_t disk, Range range) {
+  while (is_in_flight(disk, range))
     co_await changed_.wait();
 }
 
@@ -210,7 +217,7 @@ asio::awaitable<bool> Guest::write_back(std::size_t disk, Range range, Clock::Ti
 asio::awaitable<void> Guest::put(std::size_t disk, Range range) {
   const std::uint64_t size = disks_->granule_size(disk);
   for (std::uint64_t granule = range.begin / size; granule * size < range.end; ++granule)
-    co_await put_granule(disk, granule, false);
+    co_await put_granule(disk, granule, Disks::Fill::data);
   landed(disk, range);
 }
 
@@ -223,22 +230,30 @@ void Guest::landed(std::size_t disk, Range range) {
   changed_.notify();
 }
 
-asio::awaitable<void> Guest::put_granule(std::size_t disk, std::uint64_t granule, bool zero) {
+asio::awaitable<void> Guest::put_granule(std::size_t disk, std::uint64_t granule,
+                                         Disks::Fill fill) {
   if (granule >= disks_->granules(disk))
     co_return;  // the end of a disk whose last page is not whole
+  struct Outcome {
+    bool done = false;
+    std::exception_ptr error;
+  };
   while (true) {
     while (paused_)
       co_await changed_.wait();
-    try {
-      if (zero)
-        disks_->write_zero(disk, granule);
-      else
-        disks_->write(disk, granule);
+    const auto outcome = std::make_shared<Outcome>();
+    const WriteDone done = [this, outcome](const std::exception_ptr& error) {
+      outcome->done = true;
+      outcome->error = error;
+      changed_.notify();
+    };
+    disks_->write(disk, granule, fill, done);
+    while (!outcome->done)
+      co_await changed_.wait();
+    if (!outcome->error)
       co_return;
-    } catch (const Error& error) {
-      paused_ = true;
-      failed(error);
-    }
+    paused_ = true;
+    failed(outcome->error);
   }
 }
 

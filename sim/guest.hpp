@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
 #include <functional>
 #include <memory>
 #include <optional>
@@ -19,6 +20,9 @@ namespace nbdelta::sim {
 namespace asio = boost::asio;
 using client::Clock;
 
+/// `error`: null where it went well.
+using WriteDone = std::function<void(std::exception_ptr error)>;
+
 /// The guest's disks, as its kernel has them: in granules, each of which is written as a whole.
 class Disks {
  public:
@@ -26,9 +30,10 @@ class Disks {
   virtual std::size_t count() const = 0;
   virtual std::uint64_t granules(std::size_t disk) const = 0;
   virtual std::uint64_t granule_size(std::size_t disk) const = 0;  // bytes
-  /// Both throw Error where there is no space: the guest waits and tries again.
-  virtual void write(std::size_t disk, std::uint64_t granule) = 0;
-  virtual void write_zero(std::size_t disk, std::uint64_t granule) = 0;
+  enum class Fill : std::uint8_t { data, zeros };
+  /// `done` is called when the disk has it, at once or later; with an error where there is no
+  /// space: the guest waits and tries again.
+  virtual void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) = 0;
   /// What was written before survives a crash of QEMU from here on; where every write does, there
   /// is nothing to do.
   virtual void flush(std::size_t /*disk*/) {}
@@ -105,7 +110,7 @@ class Guest {
   /// After each request of a program.
   std::function<void(const Completed&)> completed = [](const Completed&) {};
   /// A write was refused.
-  std::function<void(const Error&)> failed = [](const Error&) {};
+  std::function<void(const std::exception_ptr&)> failed = [](const std::exception_ptr&) {};
 
  private:
   struct Program {
@@ -122,6 +127,7 @@ class Guest {
   asio::awaitable<void> erase(std::size_t disk, Range range, Request::Kind kind);
   asio::awaitable<void> sync(std::size_t disk, Range range);
   asio::awaitable<void> until_released(std::size_t disk);
+  bool is_in_flight(std::size_t disk, Range range) const;
   asio::awaitable<void> until_quiet(std::size_t disk, Range range);
 
   void start_writing_back();
@@ -132,7 +138,7 @@ class Guest {
   asio::awaitable<void> write_all(std::size_t disk, Range range, Clock::Time dirty_before);
   asio::awaitable<void> put(std::size_t disk, Range range);
   void landed(std::size_t disk, Range range);
-  asio::awaitable<void> put_granule(std::size_t disk, std::uint64_t granule, bool zero);
+  asio::awaitable<void> put_granule(std::size_t disk, std::uint64_t granule, Disks::Fill fill);
 
   asio::any_io_executor executor_;
   Clock* clock_;

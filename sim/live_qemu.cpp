@@ -77,6 +77,9 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
     after_command(command);
     return AnswerFate();
   };
+  qemu_.hooks().before_write = [this](const Device& device, const GuestWrite& write) {
+    record_write(device, write);
+  };
   qemu_.hooks().switched = [this] { record_->switched(overlays_); };
 }
 
@@ -231,27 +234,25 @@ std::uint64_t LiveQemu::granules(std::size_t disk) const {
   return disks_[disk].size / kFileGranule;
 }
 
-/// Where it fails, the record says what is there then.
-void LiveQemu::carry_out(std::size_t disk, std::uint64_t granule,
-                         const std::function<void(Device&)>& act) {
-  try {
-    act(qemu_.graph().devices()[disk]);
-  } catch (const Error&) {
-    record_->found(disk, granule, content(disk, granule));
-    qemu_.set_run_state("io-error");  // as with werror=enospc
-    throw;
-  }
+void LiveQemu::write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) {
+  const WriteNumber number = fill == Fill::zeros ? 0 : ++last_write_;
+  const WriteDone finish = [this, disk, granule,
+                            done = std::move(done)](const std::exception_ptr& error) {
+    if (error) {
+      record_->found(disk, granule, content(disk, granule));
+      qemu_.set_run_state("io-error");  // as with werror=enospc
+    }
+    done(error);
+  };
+  qemu_.write(qemu_.graph().devices()[disk], {granule, number}, finish);
 }
 
-void LiveQemu::write(std::size_t disk, std::uint64_t granule) {
-  const WriteNumber number = ++last_write_;
-  record_->write(disk, granule, 1, number);
-  carry_out(disk, granule, [&](Device& device) { qemu_.write(device, granule, number); });
-}
-
-void LiveQemu::write_zero(std::size_t disk, std::uint64_t granule) {
-  record_->zero(disk, granule, 1, ++last_write_);
-  carry_out(disk, granule, [&](Device& device) { qemu_.write_zero(device, granule); });
+void LiveQemu::record_write(const Device& device, const GuestWrite& write) {
+  const auto disk = static_cast<std::size_t>(&device - qemu_.graph().devices().data());
+  if (write.number == 0)
+    record_->zero(disk, write.granule, 1);
+  else
+    record_->write(disk, write.granule, 1, write.number);
 }
 
 void LiveQemu::flush(std::size_t disk) {

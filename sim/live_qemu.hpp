@@ -52,8 +52,8 @@ class LiveQemu final : public Disks {
   std::size_t count() const override { return disks_.size(); }
   std::uint64_t granules(std::size_t disk) const override;
   std::uint64_t granule_size(std::size_t /*disk*/) const override { return kFileGranule; }
-  void write(std::size_t disk, std::uint64_t granule) override;
-  void write_zero(std::size_t disk, std::uint64_t granule) override;
+  /// A write that fails pauses the guest.
+  void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) override;
   void flush(std::size_t disk) override;
 
   FakeQemu& qemu() { return qemu_; }
@@ -65,7 +65,7 @@ class LiveQemu final : public Disks {
   void open_disk(const ScenarioDisk& disk);
   void go_on_with_record(Clock& clock);
   std::uint64_t content(std::size_t disk, std::uint64_t granule);
-  void carry_out(std::size_t disk, std::uint64_t granule, const std::function<void(Device&)>& act);
+  void record_write(const Device& device, const GuestWrite& write);
   std::optional<std::string> before_command(const qapi::Command& command);
   void after_command(const qapi::Command& command);
 

@@ -1,6 +1,8 @@
 #pragma once
 
 #include <cstdint>
+#include <exception>
+#include <utility>
 #include <vector>
 
 #include "sim/fake_qemu.hpp"
@@ -28,13 +30,14 @@ class QemuDisks final : public Disks {
   std::size_t count() const override { return contents_.size(); }
   std::uint64_t granules(std::size_t disk) const override { return contents_[disk].size(); }
   std::uint64_t granule_size(std::size_t disk) const override { return image(disk).granule_size(); }
-  void write(std::size_t disk, std::uint64_t granule) override {
-    qemu_->write(device(disk), granule, last_number_ + 1);
-    contents_[disk][granule] = ++last_number_;
-  }
-  void write_zero(std::size_t disk, std::uint64_t granule) override {
-    qemu_->write_zero(device(disk), granule);
-    contents_[disk][granule] = 0;
+  void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) override {
+    const WriteNumber number = fill == Fill::zeros ? 0 : ++last_number_;
+    const WriteDone record = [this, disk, granule, number, done](const std::exception_ptr& error) {
+      if (!error)
+        contents_[disk][granule] = number;
+      done(error);
+    };
+    qemu_->write(device(disk), {granule, number}, record);
   }
 
   const DiskContents& contents() const { return contents_; }

@@ -89,9 +89,8 @@ void Record::write(std::size_t disk, std::uint64_t granule, std::uint64_t count,
   add(fmt::format("write {} {} {} {}", disk, granule, count, number));
 }
 
-void Record::zero(std::size_t disk, std::uint64_t granule, std::uint64_t count,
-                  WriteNumber number) {
-  add(fmt::format("zero {} {} {} {}", disk, granule, count, number));
+void Record::zero(std::size_t disk, std::uint64_t granule, std::uint64_t count) {
+  add(fmt::format("zero {} {} {}", disk, granule, count));
 }
 
 void Record::flush(std::size_t disk) {
@@ -164,12 +163,15 @@ void Replay::take_event(std::string_view line) {
       return;
     }
     const std::uint64_t count = words.number(disks[disk].granules - granule + 1);
-    last_write = static_cast<WriteNumber>(words.number(UINT32_MAX));
-    if (what != "write" && what != "zero")
+    WriteNumber number = 0;
+    if (what == "write")
+      number = static_cast<WriteNumber>(words.number(ForeignGranules::kFirst));
+    else if (what != "zero")
       fail(EINVAL, "'{}' is not known", what);
+    last_write = std::max(last_write, number);
     for (std::uint64_t i = granule; i < granule + count; ++i) {
       unflushed[disk][i].push_back(contents[disk][i]);
-      set(disk, i, what == "write" ? last_write : 0);
+      set(disk, i, number);
     }
   }
 }

@@ -30,7 +30,7 @@ struct RecordedDisk {
 ///     TIME found DISK GRANULE CONTENT       what differs from the lines before: what was there at
 ///                                           the start, after a crash, after a write that failed
 ///     TIME write DISK GRANULE COUNT NUMBER
-///     TIME zero DISK GRANULE COUNT NUMBER
+///     TIME zero DISK GRANULE COUNT
 ///     TIME flush DISK                       what was written before survives a crash
 ///     TIME switch OVERLAY-NODE...           a transaction with snapshots was carried out
 ///     TIME end                              everything was flushed
@@ -44,7 +44,7 @@ class Record {
   void start() { add("start"); }
   void found(std::size_t disk, std::uint64_t granule, std::uint64_t content);
   void write(std::size_t disk, std::uint64_t granule, std::uint64_t count, WriteNumber number);
-  void zero(std::size_t disk, std::uint64_t granule, std::uint64_t count, WriteNumber number);
+  void zero(std::size_t disk, std::uint64_t granule, std::uint64_t count);
   void flush(std::size_t disk);
   void switched(const std::vector<std::string>& overlays);
   void end() { add("end"); }
@@ -62,7 +62,7 @@ class Replay {
   /// What the guest's disks hold, by content_of(), at the instant of the line that was read last.
   std::vector<std::vector<std::uint64_t>> contents;
   std::vector<RecordedDisk> disks;
-  WriteNumber last_write = 0;
+  WriteNumber last_write = 0;  // the greatest number
 
   /// Of a granule that was written since its disk's last flush: what a crash may leave there.
   /// What was written last is in `contents`.

@@ -46,8 +46,12 @@ class LiveGuest {
       if (!frozen)
         guest_.thaw();
     };
-    guest_.failed = [this](const Error& error) {
-      say("nbdelta-sim: the guest is paused: {}\n", error.what());
+    guest_.failed = [this](const std::exception_ptr& error) {
+      try {
+        std::rethrow_exception(error);
+      } catch (const Error& failure) {
+        say("nbdelta-sim: the guest is paused: {}\n", failure.what());
+      }
       asio::co_spawn(*loop_, resume_later(), asio::detached);
     };
   }

@@ -37,6 +37,22 @@ std::string_view name_of(FaultKind kind) {
   return kNames[static_cast<std::uint8_t>(kind)];
 }
 
+namespace {
+
+/// From a sequence of its own, so that the faults of a seed do not depend on it.
+void draw_load(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x10ad);
+  static constexpr Pattern kPatterns[] = {Pattern::sequential, Pattern::uniform, Pattern::uniform,
+                                          Pattern::zipf, Pattern::database};
+  schedule.pattern = random.pick(kPatterns);
+  schedule.direct = random.chance(50);
+  schedule.odd = random.chance(25);
+  static constexpr std::uint32_t kExpire[] = {1, 20, 500, 30'000};
+  schedule.expire_ms = random.pick(kExpire);
+}
+
+}  // namespace
+
 Schedule Schedule::of_seed(std::uint64_t seed) {
   Random random(seed);
   Schedule schedule;
@@ -72,15 +88,17 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
                                 .step = static_cast<std::uint32_t>(random.below(160))});
     schedule.sessions.push_back(std::move(session));
   }
+  draw_load(schedule);
   return schedule;
 }
 
 std::string Schedule::text() const {
   std::string text = fmt::format(
-      "seed {}: tracking {}, quiesce {}, QEMU {}, a write each {} us, "
-      "commit deadline {} ms\n",
-      seed, by_overlay ? "overlay" : "bitmap", quiesce, old_qemu ? "7.2" : "10.0", write_pause_us,
-      commit_deadline_ms);
+      "seed {}: tracking {}, quiesce {}, QEMU {}, commit deadline {} ms\n"
+      "  guest: {}{}{}, a write each {} us, written back after {} ms\n",
+      seed, by_overlay ? "overlay" : "bitmap", quiesce, old_qemu ? "7.2" : "10.0",
+      commit_deadline_ms, pattern_names()[static_cast<std::size_t>(pattern)],
+      direct ? ", direct" : "", odd ? ", parts of granules" : "", write_pause_us, expire_ms);
   for (const DiskSetup& disk : disks)
     text += fmt::format("  disk: {}, {} granules{}{}\n", disk.format, disk.granules,
                         disk.has_backing ? ", over a backing file" : "",

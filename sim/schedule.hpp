@@ -5,6 +5,8 @@
 #include <string_view>
 #include <vector>
 
+#include "sim/load.hpp"
+
 namespace nbdelta::sim {
 
 /// What goes wrong in a schedule.
@@ -68,7 +70,11 @@ struct Schedule {
   std::vector<DiskSetup> disks;
   bool by_overlay = false;
   std::string quiesce = "auto";
-  bool old_qemu = true;  // 7.2; else 10.0
+  bool old_qemu = true;                // 7.2; else 10.0
+  Pattern pattern = Pattern::uniform;  // of the guest's programs, one on each disk
+  bool direct = false;                 // past its page cache
+  bool odd = false;                    // requests that are no whole granules
+  std::uint32_t expire_ms = 30'000;    // dirty pages are written back then
   std::uint32_t write_pause_us = 3000;
   std::uint32_t commit_deadline_ms = 600'000;
   std::vector<SessionSetup> sessions;

@@ -30,7 +30,14 @@ constexpr std::uint32_t kWritesOfARun = 60;
 World::Qemu::Qemu(World& world, std::uint64_t seed)
     : process(world.time_, "QEMU"),
       fake(process.executor(), process.clock(), world.store_, seed),
-      agent(process.executor(), process.clock()) {}
+      agent(process.executor(), process.clock()),
+      disks(world),
+      guest(process.executor(), process.clock(), disks, world.guest_setup(), seed) {}
+
+World::Qemu::~Qemu() {
+  guest.stop();
+  process.kill();
+}
 
 World::World(const Schedule& schedule) : schedule_(schedule), random_(schedule.seed ^ 0x5eed) {
   create_disks();
@@ -42,8 +49,7 @@ World::~World() {
     nbdelta_->kill();
   for (const auto& guardian : guardians_)
     guardian->kill();
-  if (qemu_)
-    qemu_->process.kill();
+  qemu_.reset();
 }
 
 void World::log(std::string line) {
@@ -58,6 +64,8 @@ void World::violated(const std::string& what) {
       log(fmt::format("   node {} {} {}{}{}", node->name, node->driver, node->path,
                       node->backing == nullptr ? "" : " over " + node->backing->name,
                       node->read_only ? " (read-only)" : ""));
+  if (!violation_)
+    violation_ = what;
   throw Violation(what);
 }
 
@@ -140,10 +148,21 @@ void World::start_qemu() {
   qemu_->agent.changed = [this](bool frozen) {
     log(frozen ? "frozen" : "thawed");
     note(frozen ? "frozen" : "thawed");
-    if (frozen)
+    if (frozen) {
       frozen_since_ = time_.now();
-    else
+    } else {
       frozen_since_.reset();
+      qemu_->guest.thaw();
+    }
+  };
+  qemu_->agent.quiesce = [this] {
+    if (qemu_->guest.dirty_bytes() != 0)
+      note("a freeze that had something to write");
+    return qemu_->guest.freeze();
+  };
+  qemu_->guest.failed = [this](const std::exception_ptr& /*error*/) {
+    qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
+    note("guest paused: no space");
   };
   for (std::size_t i = 0; i < schedule_.disks.size(); ++i) {
     const DiskSetup& disk = schedule_.disks[i];
@@ -170,10 +189,11 @@ void World::start_qemu() {
   }
   log("QEMU started");
   check_always();
-  qemu_->process.spawn(guest_writes());
+  qemu_->guest.start();
 }
 
 void World::kill_qemu() {
+  qemu_->guest.stop();
   qemu_->process.kill();
   for (const auto& node : qemu_->fake.graph().nodes())
     if (node->is_format() && !node->read_only)
@@ -188,6 +208,7 @@ void World::kill_qemu() {
 }
 
 void World::end_qemu() {
+  qemu_->guest.stop();
   qemu_->process.kill();
   qemu_->fake.graph().shut_down();
   qemu_.reset();
@@ -196,39 +217,52 @@ void World::end_qemu() {
   log("QEMU ended");
 }
 
-void World::guest_write() {
-  if (!qemu_ || qemu_->agent.frozen() || qemu_->process.doomed())
+GuestSetup World::guest_setup() const {
+  GuestSetup setup;
+  LoadSetup load;
+  load.pattern = schedule_.pattern;
+  load.direct = schedule_.direct;
+  load.request = MemoryImage::kGranule / (schedule_.odd ? 4 : 1) * (schedule_.odd ? 5 : 1);
+  load.rate = load.request * 1'000'000 / schedule_.write_pause_us;
+  load.zero_share = 0.1;
+  load.discard_share = 0.05;
+  load.sync_every = 8;
+  for (std::size_t disk = 0; disk < schedule_.disks.size(); ++disk)
+    setup.loads.push_back({disk, load});
+  setup.most_requests = kWritesOfARun / schedule_.disks.size();
+  setup.cache.expire = std::chrono::milliseconds(schedule_.expire_ms);
+  setup.cache.interval = setup.cache.expire / 2;
+  return setup;
+}
+
+/// `number`: 0 for zeros. Whatever a dead guest still does has no effect.
+void World::guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
+                        const WriteDone& done) {
+  if (!guest_lives())
     return;
-  const std::size_t disk = random_.below(contents_.size());
-  std::vector<WriteNumber>& content = contents_[disk];
-  const std::uint64_t granule = random_.below(content.size());
+  if (qemu_->agent.frozen())
+    violated("the guest writes while it is frozen");
   Device& device = qemu_->fake.graph().devices()[disk];
-  const bool zero = random_.chance(15);
-  try {
-    if (zero)
-      qemu_->fake.write_zero(device, granule);
-    else
-      qemu_->fake.write(device, granule, last_write_ + 1);
-  } catch (const Error&) {
-    qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
-    note("guest paused: no space");
-    guest_may_write_ = false;
-    return;
-  }
-  content[granule] = zero ? 0 : ++last_write_;
+  if (qemu_->fake.drained(device))
+    note("a write of the guest held back");
+  qemu_->fake.write(device, {granule, number},
+                    [this, disk, granule, number, done](const std::exception_ptr& error) {
+                      if (!error)
+                        contents_[disk][granule] = number;
+                      done(error);
+                    });
 }
 
-asio::awaitable<void> World::guest_writes() {
-  for (std::uint32_t i = 0; i < kWritesOfARun; ++i) {
-    co_await qemu_->process.clock().wait(std::chrono::microseconds(schedule_.write_pause_us));
-    if (guest_may_write_)
-      guest_write();
-  }
-}
-
+/// At once, whatever the guest's programs do.
 void World::write_now(std::uint64_t count) {
-  for (std::uint64_t i = 0; i < count && guest_may_write_; ++i)
-    guest_write();
+  for (std::uint64_t i = 0; i < count; ++i) {
+    if (!guest_lives() || qemu_->agent.frozen() || qemu_->guest.paused())
+      return;
+    const std::size_t disk = random_.below(contents_.size());
+    const std::uint64_t granule = random_.below(contents_[disk].size());
+    const bool zero = random_.chance(15);
+    guest_write(disk, granule, zero ? 0 : ++last_write_, [](const std::exception_ptr&) {});
+  }
 }
 
 // ---- Faults ----
@@ -316,14 +350,14 @@ Process& World::start_guardian_process() {
 void World::end_faults() {
   faults_.clear();
   interrupted_ = false;
-  guest_may_write_ = true;
-  if (qemu_) {
-    qemu_->agent.silent = false;
-    qemu_->fake.set_run_state("running");
-  }
   for (auto& [path, file] : store_.files())
     if (file.image)
       file.image->full = false;
+  if (qemu_) {
+    qemu_->agent.silent = false;
+    qemu_->fake.set_run_state("running");
+    qemu_->guest.resume();
+  }
 }
 
 // ---- Running ----
@@ -366,6 +400,8 @@ bool World::run_once() {
     ran |= qemu_->process.run();
     bury();
   }
+  if (violation_)  // whoever met it may have kept the exception
+    throw Violation(*violation_);
   store_.now =
       1'700'000'000 +
       std::chrono::duration_cast<std::chrono::seconds>(time_.now().time_since_epoch()).count();

@@ -12,6 +12,7 @@
 #include "client/backup/session.hpp"
 #include "sim/fake_agent.hpp"
 #include "sim/fake_qemu.hpp"
+#include "sim/guest.hpp"
 #include "sim/process.hpp"
 #include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
@@ -75,11 +76,34 @@ class World {
   const std::vector<std::string>& lines() const { return log_; }
 
  private:
+  /// The guest's way to its disks: what it writes is recorded.
+  class GuestDisks final : public Disks {
+   public:
+    explicit GuestDisks(World& world) : world_(&world) {}
+    std::size_t count() const override { return world_->contents_.size(); }
+    std::uint64_t granules(std::size_t disk) const override {
+      return world_->contents_[disk].size();
+    }
+    std::uint64_t granule_size(std::size_t /*disk*/) const override {
+      return MemoryImage::kGranule;
+    }
+    void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) override {
+      const WriteNumber number = fill == Fill::zeros ? 0 : ++world_->last_write_;
+      world_->guest_write(disk, granule, number, done);
+    }
+
+   private:
+    World* world_;
+  };
+
   struct Qemu {
     Qemu(World& world, std::uint64_t seed);
+    ~Qemu();
     Process process;
     FakeQemu fake;
     FakeAgent agent;
+    GuestDisks disks;
+    Guest guest;
   };
 
   std::string image_path(std::size_t disk) const;
@@ -88,9 +112,11 @@ class World {
   void start_qemu();
   void kill_qemu();
   void end_qemu();
+  GuestSetup guest_setup() const;
+  bool guest_lives() const { return qemu_ && !qemu_->process.doomed(); }
+  void guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
+                   const WriteDone& done);
   void write_now(std::uint64_t count);
-  asio::awaitable<void> guest_writes();
-  void guest_write();
 
   client::backup::Options options(const SessionSetup& session) const;
   void run_session(const SessionSetup& session);
@@ -127,12 +153,12 @@ class World {
   bool kill_qemu_ = false;
   bool end_qemu_ = false;
   bool interrupted_ = false;
-  bool guest_may_write_ = true;
   bool guardian_was_killed_ = false;
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
   bool restarted_ = false;
 
+  std::optional<std::string> violation_;  // the first
   DiskContents contents_;
   std::vector<DiskContents> switches_;
   WriteNumber last_write_ = 0;

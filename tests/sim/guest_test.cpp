@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -26,23 +28,30 @@ class RecordingDisks final : public Disks {
   std::size_t count() const override { return disks_; }
   std::uint64_t granules(std::size_t /*disk*/) const override { return 1024; }
   std::uint64_t granule_size(std::size_t /*disk*/) const override { return kGranule; }
-  void write(std::size_t disk, std::uint64_t granule) override { put(disk, granule, true); }
-  void write_zero(std::size_t disk, std::uint64_t granule) override { put(disk, granule, false); }
+  void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) override {
+    if (full) {
+      done(std::make_exception_ptr(Error(ENOSPC, "No space left on device")));
+      return;
+    }
+    if (holds_back) {
+      kept.emplace_back([=, this] { write(disk, granule, fill, done); });
+      return;
+    }
+    held[{disk, granule}] = fill == Fill::data;
+    ++(fill == Fill::data ? writes : zeros);
+    last_write = clock_->now();
+    done(nullptr);
+  }
 
   std::map<std::pair<std::size_t, std::uint64_t>, bool> held;  // true: data
   std::uint64_t writes = 0;
   std::uint64_t zeros = 0;
   Clock::Time last_write;
   bool full = false;
+  bool holds_back = false;
+  std::vector<std::function<void()>> kept;
 
  private:
-  void put(std::size_t disk, std::uint64_t granule, bool data) {
-    if (full)
-      fail(ENOSPC, "No space left on device");
-    held[{disk, granule}] = data;
-    ++(data ? writes : zeros);
-    last_write = clock_->now();
-  }
   Clock* clock_;
   std::size_t disks_;
 };
@@ -100,19 +109,18 @@ class FakeGuest : public ::testing::Test {
 
   /// How long it took; nothing where it has not ended within an hour.
   std::optional<Clock::Duration> freeze() {
-    std::optional<Clock::Time> end;
+    const auto end = std::make_shared<std::optional<Clock::Time>>();
     const Clock::Time start = time_.now();
-    process_->spawn(
-        [](Guest& guest, Clock& clock, std::optional<Clock::Time>& ended) -> asio::awaitable<void> {
-          co_await guest.freeze();
-          ended = clock.now();
-        }(*guest_, process_->clock(), end));
-    while (!end && time_.now() < start + 1h)
+    process_->spawn([](Guest& guest, Clock& clock, auto ended) -> asio::awaitable<void> {
+      co_await guest.freeze();
+      *ended = clock.now();
+    }(*guest_, process_->clock(), end));
+    while (!*end && time_.now() < start + 1h)
       if (!process_->run() && !time_.advance())
         break;
-    if (!end)
+    if (!*end)
       return std::nullopt;
-    return *end - start;
+    return **end - start;
   }
 
   VirtualTime time_;
@@ -286,8 +294,12 @@ TEST_F(FakeGuest, WithoutSpaceItWaitsAndTriesAgain) {
   setup.most_requests = 2;
   make(setup);
   int failures = 0;
-  guest_->failed = [&](const Error& error) {
-    EXPECT_EQ(error.error_number(), ENOSPC);
+  guest_->failed = [&](const std::exception_ptr& error) {
+    try {
+      std::rethrow_exception(error);
+    } catch (const Error& full) {
+      EXPECT_EQ(full.error_number(), ENOSPC);
+    }
     ++failures;
   };
   disks_->full = true;
@@ -303,6 +315,29 @@ TEST_F(FakeGuest, WithoutSpaceItWaitsAndTriesAgain) {
   pass(1s);
   EXPECT_EQ(completed_.size(), 2U);
   EXPECT_EQ(disks_->writes, 1U);
+}
+
+/// As QEMU does while a commit is pending: a freeze waits for what is on its way.
+TEST_F(FakeGuest, WhatTheDiskHoldsBackIsWaitedFor) {
+  GuestSetup setup = exact();
+  DiskLoad load = load_of(Pattern::sequential);
+  load.load.direct = true;
+  setup.loads = {load};
+  setup.most_requests = 2;
+  make(setup);
+  disks_->holds_back = true;
+  pass(10s);
+  EXPECT_EQ(completed_.size(), 0U);
+  EXPECT_GT(guest_->longest_stall(), 9s);
+  EXPECT_FALSE(freeze());
+  disks_->holds_back = false;
+  for (const auto& write : disks_->kept)
+    write();
+  pass(1s);
+  EXPECT_EQ(completed_.size(), 1U);  // it is frozen now
+  guest_->thaw();
+  pass(1s);
+  EXPECT_EQ(completed_.size(), 2U);
 }
 
 TEST_F(FakeGuest, ASeedAlwaysGoesTheSameWay) {
