@@ -21,6 +21,20 @@ Bitmap* Node::find_bitmap(const std::string& wanted) {
 
 BlockGraph::~BlockGraph() = default;
 
+namespace {
+
+/// An image that cannot be written to is a refusal too.
+template <class Act>
+void or_refuse(const Act& act) {
+  try {
+    act();
+  } catch (const Error& error) {
+    refuse("{}", error.what());
+  }
+}
+
+}  // namespace
+
 std::string BlockGraph::make_up_name() {
   std::string name;
   do {
@@ -185,7 +199,7 @@ void BlockGraph::copy(const Node& from, Node& to, std::uint64_t granule) {
 }
 
 void BlockGraph::flush(Node& node) {
-  node.image->flush();
+  or_refuse([&] { node.image->flush(); });
 }
 
 std::vector<Node*> BlockGraph::users_of(const Node& node) const {
@@ -215,11 +229,11 @@ std::function<void()> BlockGraph::snapshot(Node& node, Node& overlay) {
     refuse("Node '{}' is busy: node is used as backing hd of '{}'", node.name, node.job);
   if (&node == &overlay)
     refuse("Making '{0}' a backing child of '{0}' would create a cycle", node.name);
-  node.image->flush();
-  replace(node, overlay, &overlay);
-  overlay.backing = &node;
+  flush(node);
   const bool was_read_only = node.read_only;
   set_read_only(node, true);
+  replace(node, overlay, &overlay);
+  overlay.backing = &node;
   return [this, &node, &overlay, was_read_only] {
     overlay.backing = nullptr;
     replace(overlay, node, nullptr);
@@ -242,7 +256,7 @@ void BlockGraph::set_read_only(Node& node, bool read_only) {
   if (!read_only && !host_->lock_for_writing(node.path, true))
     refuse("Failed to get \"write\" lock");
   if (read_only) {
-    node.image->flush();
+    flush(node);
     store_bitmaps(node, false);
     host_->lock_for_writing(node.path, false);
   } else {
@@ -271,7 +285,7 @@ void BlockGraph::store_bitmaps(Node& node, bool in_use) {
                         .in_use = in_use || bitmap.inconsistent,
                         .bits = bitmap.bits});
   if (node.driver == "qcow2")
-    node.image->set_bitmaps(std::move(stored));
+    or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
 }
 
 void BlockGraph::remove(const std::string& name) {

@@ -107,7 +107,11 @@ asio::awaitable<void> FakeQemu::run_job(std::uint64_t serial) {
     }
     if (job->dirty.empty()) {
       job->copying = false;
-      converge(*job);
+      try {
+        converge(*job);
+      } catch (const BlockError& failure) {
+        conclude(*job, failure.what());
+      }
       co_return;
     }
     const auto refusal = hooks_.job_error(job->id);

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <filesystem>
@@ -9,6 +10,8 @@
 #include <utility>
 
 #include "client/backup/names.hpp"
+#include "client/exit_status.hpp"
+#include "client/say.hpp"
 #include "image/extent_map.hpp"
 #include "image/qcow2_overlay.hpp"
 #include "qapi/export_commands.hpp"
@@ -247,17 +250,27 @@ void LiveQemu::write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDo
   qemu_.write(qemu_.graph().devices()[disk], {granule, number}, finish);
 }
 
+/// A guest whose record ends here is of no use.
 void LiveQemu::record_write(const Device& device, const GuestWrite& write) {
   const auto disk = static_cast<std::size_t>(&device - qemu_.graph().devices().data());
-  if (write.number == 0)
-    record_->zero(disk, write.granule, 1);
-  else
-    record_->write(disk, write.granule, 1, write.number);
+  try {
+    if (write.number == 0)
+      record_->zero(disk, write.granule, 1);
+    else
+      record_->write(disk, write.granule, 1, write.number);
+  } catch (const Error& error) {
+    client::say("nbdelta-sim: {}\n", error.what());
+    ::_exit(client::kFailed);
+  }
 }
 
 void LiveQemu::flush(std::size_t disk) {
-  qemu_.graph().flush(*qemu_.graph().devices()[disk].root);
-  record_->flush(disk);
+  try {
+    qemu_.graph().flush(*qemu_.graph().devices()[disk].root);
+    record_->flush(disk);
+  } catch (const Error& error) {  // the guest goes on as if it had not asked
+    client::say("nbdelta-sim: {} is not flushed: {}\n", disks_[disk].name, error.what());
+  }
 }
 
 }  // namespace nbdelta::sim

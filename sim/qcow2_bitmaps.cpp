@@ -81,6 +81,12 @@ class BitmapsWriter {
     ++count_;
   }
 
+  /// What was written so far is given back.
+  void abandon() {
+    for (const Clusters& clusters : written_)
+      refcounts_->free(clusters.offset, clusters.count);
+  }
+
   BitmapsExtension finish() {
     BitmapsExtension extension{};
     extension.nb_bitmaps = count_;
@@ -91,7 +97,9 @@ class BitmapsWriter {
 
  private:
   std::uint64_t write(std::span<const std::byte> bytes) {
-    const std::uint64_t offset = refcounts_->allocate(div_round_up(bytes.size(), cluster_size_));
+    const std::uint64_t clusters = div_round_up(bytes.size(), cluster_size_);
+    const std::uint64_t offset = refcounts_->allocate(clusters);
+    written_.push_back({offset, clusters});
     file_->write_at(bytes, offset);
     return offset;
   }
@@ -99,6 +107,7 @@ class BitmapsWriter {
   const File* file_;
   std::uint64_t cluster_size_;
   Qcow2Refcounts* refcounts_;
+  std::vector<Clusters> written_;
   std::string directory_;
   std::uint32_t count_ = 0;
 };
@@ -136,15 +145,22 @@ std::vector<StoredBitmap> read_bitmaps(const File& file, std::uint64_t granules)
 void write_bitmaps(const File& file, Qcow2HeaderFile& header, Qcow2Refcounts& refcounts,
                    const std::vector<StoredBitmap>& bitmaps) {
   const std::vector<Clusters> before = clusters_of(file, header);
-  header.bitmaps.reset();
-  if (!bitmaps.empty()) {
-    BitmapsWriter writer(file, std::uint64_t{1} << header.header().cluster_bits, refcounts);
+  const auto extension_before = header.bitmaps;
+  BitmapsWriter writer(file, std::uint64_t{1} << header.header().cluster_bits, refcounts);
+  try {
     for (const StoredBitmap& bitmap : bitmaps)
       writer.add(bitmap);
-    header.bitmaps = writer.finish();
+    if (bitmaps.empty())
+      header.bitmaps.reset();
+    else
+      header.bitmaps = writer.finish();
+    refcounts.flush(header);
+    header.write(file);
+  } catch (const Error&) {
+    header.bitmaps = extension_before;
+    writer.abandon();
+    throw;
   }
-  refcounts.flush(header);
-  header.write(file);
   for (const Clusters& clusters : before)
     refcounts.free(clusters.offset, clusters.count);
   refcounts.flush(header);

@@ -126,11 +126,18 @@ void Qcow2FileImage::write(std::uint64_t granule, WriteNumber number) {
   zeroed_.erase(cluster);
   const std::uint64_t found = entry(cluster);
   std::uint64_t place = found & kOffsetMask;
-  if (place == 0)
+  const bool is_new = place == 0;
+  if (is_new)
     place = refcounts_.allocate();
   else if ((found & kZeroFlag) != 0)
     file().write_at(std::vector<std::byte>(cluster_size_), place);
-  write_granule(place + granule % cluster_granules_ * kFileGranule, granule, number);
+  try {
+    write_granule(place + granule % cluster_granules_ * kFileGranule, granule, number);
+  } catch (const Error&) {
+    if (is_new)
+      refcounts_.free(place, 1);
+    throw;
+  }
   if (found != (place | kCopied))
     set_entry(cluster, place | kCopied);
 }

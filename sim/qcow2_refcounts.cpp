@@ -117,11 +117,12 @@ void Qcow2Refcounts::write_dirty() {
   for (const std::uint64_t block : dirty_blocks_)
     write_block(block);
   dirty_blocks_.clear();
-  if (!std::exchange(table_dirty_, false))
+  if (!table_dirty_)
     return;
   std::vector<be64> table(table_clusters_ * cluster_size_ / sizeof(be64));
   std::copy(blocks_.begin(), blocks_.end(), table.begin());
   file_->write_at(std::as_bytes(std::span(table)), table_offset_);
+  table_dirty_ = false;
 }
 
 void Qcow2Refcounts::flush(Qcow2HeaderFile& header) {

@@ -216,6 +216,23 @@ TEST_F(FileImages, TheRefcountTableGrows) {
   EXPECT_EQ(testing::difference(path(), "qcow2", model(), "raw"), "");
 }
 
+/// A zero cluster of QEMU keeps its place in the file, with what was there before.
+TEST_F(FileImages, AWriteIntoAZeroClusterOfQemuLeavesItsOtherGranulesZero) {
+  create("cluster_size=64k", false);
+  const std::vector<std::string> old{"write -P 7 1M 3M", "write -z 2M 1M", "write -z 8M 1M"};
+  testing::qemu_io(path(), "qcow2", old);
+  testing::qemu_io(model(), "raw", old);
+  open();
+  for (const std::uint64_t granule : {std::uint64_t{2} << 8, std::uint64_t{8} << 8}) {
+    EXPECT_EQ(node_->image->held(granule), Held::zero);
+    graph_->write(*node_, granule + 3, ++last_write_);
+    write_model(granule + 3, last_write_);
+    EXPECT_EQ(node_->image->held(granule), Held::data);
+  }
+  end();
+  check();
+}
+
 TEST_F(FileImages, BitmapsOfQemuAreReadAndKept) {
   create("cluster_size=64k", false);
   testing::qemu_img({"bitmap", "--add", "-g", "64k", path(), "by-qemu"});
@@ -270,6 +287,26 @@ TEST_F(FileImages, LocksAreThoseOfQemu) {
   graph_->set_read_only(*node_, false);
   end();
   EXPECT_TRUE(testing::run(write).ok());
+}
+
+/// Two disks over one template: QEMU has it open twice, and either forbids writing to it.
+TEST_F(FileImages, AnImageOfTwoNodesIsNotWrittenTo) {
+  create("cluster_size=64k", true);
+  testing::create_overlay(folder_ / "other.qcow2", "below.qcow2", "qcow2");
+  open();
+  Node& template_node = *node_->backing;
+  graph_->open({.driver = "qcow2",
+                .name = "other",
+                .file_name = {},
+                .path = folder_ / "other.qcow2",
+                .read_only = false,
+                .no_backing = false,
+                .direct = false});
+  EXPECT_THROW(graph_->set_read_only(template_node, false), BlockError);
+  graph_->remove("other");
+  graph_->set_read_only(template_node, false);
+  graph_->set_read_only(template_node, true);
+  end();
 }
 
 TEST_F(FileImages, WhatCannotBeWrittenToIsRefused) {
