@@ -23,6 +23,7 @@ void FakeQemu::die() {
   dead_ = true;
   jobs_.clear();
   exports_.clear();
+  held_.clear();
   nbd_server_.reset();
   graph_.die();
 }
@@ -114,18 +115,40 @@ void FakeQemu::emit(const std::string& name, json::object data) {
 
 // ---- The guest ----
 
-void FakeQemu::write(Device& device, std::uint64_t granule, WriteNumber number) {
-  graph_.write(*device.root, granule, number);
-  mark_for_jobs(*device.root, granule);
-  graph_.flush(*device.root);
-  tell_of_threshold(*device.root);
+bool FakeQemu::drained(const Device& device) const {
+  return std::any_of(jobs_.begin(), jobs_.end(),
+                     [&](const Job& job) { return job.drains && job.active == device.root; });
 }
 
-void FakeQemu::write_zero(Device& device, std::uint64_t granule) {
-  graph_.write_zero(*device.root, granule);
-  mark_for_jobs(*device.root, granule);
-  graph_.flush(*device.root);
-  tell_of_threshold(*device.root);
+void FakeQemu::write(Device& device, GuestWrite write, WriteDone done) {
+  if (drained(device))
+    held_.push_back({&device, write, std::move(done)});
+  else
+    write_now(device, write, done);
+}
+
+void FakeQemu::write_now(Device& device, const GuestWrite& write, const WriteDone& done) {
+  std::exception_ptr error;
+  try {
+    if (write.number == 0)
+      graph_.write_zero(*device.root, write.granule);
+    else
+      graph_.write(*device.root, write.granule, write.number);
+    mark_for_jobs(*device.root, write.granule);
+    graph_.flush(*device.root);
+    tell_of_threshold(*device.root);
+  } catch (const Error&) {
+    error = std::current_exception();
+  }
+  done(error);
+}
+
+/// Those of devices that are drained no more.
+void FakeQemu::write_held_back() {
+  std::deque<HeldWrite> held;
+  held.swap(held_);
+  for (HeldWrite& each : held)
+    write(*each.device, each.write, std::move(each.done));
 }
 
 void FakeQemu::mark_for_jobs(const Node& node, std::uint64_t granule) {

@@ -2,6 +2,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <deque>
+#include <exception>
 #include <functional>
 #include <list>
 #include <map>
@@ -70,6 +72,7 @@ struct Job {
   bool auto_dismiss = true;
   bool complete = false;
   bool cancelled = false;
+  bool drains = false;       // holds the guest's writes back
   bool copying = false;      // a coroutine is at it
   std::uint64_t serial = 0;  // of all jobs of this QEMU
   std::uint64_t length = 0;  // granules
@@ -84,6 +87,15 @@ struct Export {
   Node* node = nullptr;
   std::vector<std::string> bitmaps;
 };
+
+/// A write of the guest's.
+struct GuestWrite {
+  std::uint64_t granule = 0;
+  WriteNumber number = 0;  // 0: zeros, of which an image knows that they are zeros
+};
+
+/// `error`: null where it went well; ENOSPC pauses a real guest.
+using WriteDone = std::function<void(std::exception_ptr error)>;
 
 /// Stands in for a QEMU process: a block graph, the QMP commands that nbdelta uses, jobs, NBD
 /// exports and events. For one thread: its coroutines run on `executor`, and end when that goes.
@@ -108,9 +120,11 @@ class FakeQemu {
   /// One QMP connection, until the other end closes it.
   asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
 
-  /// The guest's, through its device. Throws BlockError (ENOSPC pauses a real guest).
-  void write(Device& device, std::uint64_t granule, WriteNumber number);
-  void write_zero(Device& device, std::uint64_t granule);
+  /// The guest's, through its device. A device that is drained holds it back; `done` is called when
+  /// it was carried out, mostly at once, in the order of the writes; never, where QEMU dies first.
+  void write(Device& device, GuestWrite write, WriteDone done);
+  /// Whether writes are held back: a commit of what the guest writes to is pending.
+  bool drained(const Device& device) const;
 
   void set_run_state(std::string state) { run_state_ = std::move(state); }
   void set_migration(std::string status) { migration_ = std::move(status); }
@@ -157,10 +171,13 @@ class FakeQemu {
   Job* working_job(std::uint64_t serial);
   asio::awaitable<void> run_job(std::uint64_t serial);
   void converge(Job& job);
+  void make_pending(Job& job);
   void conclude(Job& job, const std::string& error);
   void finish_active(Job& job);
   void finish_intermediate(Job& job);
   void release(Job& job);
+  void write_now(Device& device, const GuestWrite& write, const WriteDone& done);
+  void write_held_back();
   void mark_for_jobs(const Node& node, std::uint64_t granule);
   void tell_of_threshold(Node& node);
 
@@ -178,6 +195,12 @@ class FakeQemu {
   std::string run_state_ = "running";
   std::string migration_;
   std::uint64_t last_job_ = 0;
+  struct HeldWrite {
+    Device* device;
+    GuestWrite write;
+    WriteDone done;
+  };
+  std::deque<HeldWrite> held_;
   bool dead_ = false;
 };
 

@@ -131,11 +131,7 @@ asio::awaitable<void> FakeQemu::run_job(std::uint64_t serial) {
 
 void FakeQemu::converge(Job& job) {
   if (job.intermediate) {
-    set_status(job, "waiting");
-    set_status(job, "pending");
-    emit("BLOCK_JOB_PENDING", {{"type", "commit"}, {"id", job.id}});
-    if (job.auto_finalize)
-      conclude(job, "");
+    make_pending(job);
   } else if (job.status == "running") {
     graph_.flush(*job.base);
     set_status(job, "ready");
@@ -143,11 +139,21 @@ void FakeQemu::converge(Job& job) {
     hooks_.step("job ready");
   } else if (job.complete) {
     graph_.flush(*job.base);
-    set_status(job, "waiting");
-    set_status(job, "pending");
-    hooks_.step("job pending");
-    conclude(job, "");
+    make_pending(job);
   }
+}
+
+/// From here on an active commit holds the guest's writes back (drained()), and the base has all
+/// that was written.
+void FakeQemu::make_pending(Job& job) {
+  set_status(job, "waiting");
+  set_status(job, "pending");
+  job.drains = !job.intermediate;
+  hooks_.step("job pending");
+  if (job.auto_finalize)
+    conclude(job, "");
+  else
+    emit("BLOCK_JOB_PENDING", {{"type", "commit"}, {"id", job.id}});
 }
 
 /// `error`: empty where it went well.
@@ -157,8 +163,8 @@ void FakeQemu::conclude(Job& job, const std::string& error) {
   if (!error.empty()) {
     set_status(job, "aborting");
     release(job);
-    if (job.intermediate)
-      graph_.set_read_only(*job.base, true);  // but not of an active commit (QEMU 7.2)
+    if (job.intermediate || version_.major >= 10)
+      graph_.set_read_only(*job.base, true);  // QEMU 7.2 leaves an active commit's writable
   } else {
     release(job);
     if (job.intermediate)
@@ -166,6 +172,8 @@ void FakeQemu::conclude(Job& job, const std::string& error) {
     else
       finish_active(job);
   }
+  job.drains = false;
+  write_held_back();
   json::object data{{"device", id}, {"type", "commit"}};
   if (!error.empty())
     data["error"] = error;

@@ -200,22 +200,21 @@ void World::guest_write() {
   if (!qemu_ || qemu_->agent.frozen() || qemu_->process.doomed())
     return;
   const std::size_t disk = random_.below(contents_.size());
-  std::vector<WriteNumber>& content = contents_[disk];
-  const std::uint64_t granule = random_.below(content.size());
-  Device& device = qemu_->fake.graph().devices()[disk];
+  const std::uint64_t granule = random_.below(contents_[disk].size());
   const bool zero = random_.chance(15);
-  try {
-    if (zero)
-      qemu_->fake.write_zero(device, granule);
-    else
-      qemu_->fake.write(device, granule, last_write_ + 1);
-  } catch (const Error&) {
+  const WriteNumber number = zero ? 0 : ++last_write_;
+  Device& device = qemu_->fake.graph().devices()[disk];
+  if (qemu_->fake.drained(device))
+    note("a write of the guest held back");
+  qemu_->fake.write(device, {granule, number}, [=, this](const std::exception_ptr& error) {
+    if (!error) {
+      contents_[disk][granule] = number;
+      return;
+    }
     qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
     note("guest paused: no space");
     guest_may_write_ = false;
-    return;
-  }
-  content[granule] = zero ? 0 : ++last_write_;
+  });
 }
 
 asio::awaitable<void> World::guest_writes() {
