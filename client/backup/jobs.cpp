@@ -19,9 +19,12 @@ using namespace std::chrono_literals;
 constexpr Clock::Duration kPoll = 250ms;       // events shorten it
 constexpr Clock::Duration kCompletion = 120s;  // from job-complete to pending, and to the end
 constexpr Clock::Duration kCancel = 30s;
+constexpr Clock::Duration kAnswer = qmp::Client::kTimeout;
+constexpr Clock::Duration kHurry = 5s;  // for an answer while the guest's writes may wait
 
-asio::awaitable<std::optional<qapi::JobInfo>> query_job(qmp::Client& qmp, std::string id) {
-  const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{});
+asio::awaitable<std::optional<qapi::JobInfo>> query_job(qmp::Client& qmp, std::string id,
+                                                        Clock::Duration timeout = kAnswer) {
+  const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{}, timeout);
   for (const qapi::JobInfo& job : jobs)
     if (job.id == id)
       co_return job;
@@ -36,8 +39,9 @@ asio::awaitable<void> pause(qmp::Client& qmp) {
   }
 }
 
-asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id) {
-  const auto job = co_await query_job(qmp, id);
+asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id,
+                                          Clock::Duration timeout = kAnswer) {
+  const auto job = co_await query_job(qmp, id, timeout);
   if (!job)
     fail(ENOENT, "QEMU does not know the job {} any more", id);
   co_return *job;
@@ -45,10 +49,11 @@ asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id) {
 
 /// Until the job has `status`, or is concluded.
 asio::awaitable<qapi::JobInfo> wait_until(qmp::Client& qmp, std::string id, std::string_view status,
-                                          Clock::Duration patience) {
+                                          Clock::Duration patience,
+                                          Clock::Duration timeout = kAnswer) {
   const Clock::Time deadline = qmp.clock().now() + patience;
   while (true) {
-    qapi::JobInfo job = co_await must_query(qmp, id);
+    qapi::JobInfo job = co_await must_query(qmp, id, timeout);
     if (job.status == status || job.status == "concluded")
       co_return job;
     if (qmp.clock().now() > deadline)
@@ -108,12 +113,12 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
   remove_current(files, commit.overlay_local);
   const qapi::JobComplete job_complete{.id = commit.job};
-  co_await qmp.call(job_complete);
-  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion);
+  co_await qmp.call(job_complete, kHurry);
+  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
   if (info.status == "pending") {  // the guest's writes wait from here
     mark_committed(files, commit.overlay_local);
     const qapi::JobFinalize job_finalize{.id = commit.job};
-    co_await qmp.call(job_finalize);
+    co_await qmp.call(job_finalize, kHurry);
     info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
   }
   if (info.error)
