@@ -131,7 +131,7 @@ asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, Act
   qapi::JobInfo info;
   while (true) {
     info = co_await must_query(qmp, commit.job);
-    if (info.status == "ready" || info.status == "concluded")
+    if (info.status == "ready" || info.status == "pending" || info.status == "concluded")
       break;
     if (qmp.clock().now() > deadline)
       co_return false;
@@ -139,6 +139,8 @@ asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, Act
   }
   if (info.error)
     fail(EIO, "the commit failed: {}", *info.error);
+  if (info.status == "pending")  // the guest's writes wait
+    fail(ECANCELED, "somebody else has ended the job {}", commit.job);
   if (info.status == "ready") {
     CommitGuard guard(environment);
     const CommitWatch watch{
