@@ -39,11 +39,15 @@ void lock_byte(const File& file, off_t byte) {
   set_lock(file, byte, F_RDLCK);
 }
 
-void refuse_if_held(const File& file, off_t byte, const char* what) {
+bool is_held_by_others(const File& file, off_t byte) {
   struct flock lock = one_byte(byte, F_WRLCK);
   if (::fcntl(file.fd(), F_OFD_GETLK, &lock) != 0)
     fail_errno("{}: cannot look at QEMU's image locks (byte {})", file.name(), byte);
-  if (lock.l_type != F_UNLCK)
+  return lock.l_type != F_UNLCK;
+}
+
+void refuse_if_held(const File& file, off_t byte, const char* what) {
+  if (is_held_by_others(file, byte))
     fail(EAGAIN, "{}: another process {} (image lock, byte {})", file.name(), what, byte);
 }
 
@@ -66,6 +70,10 @@ void lock_image(const File& file, Access access) {
   }
   refuse_if_held(file, kHolds + kWrite, "has it open for writing");
   refuse_if_held(file, kHolds + kResize, "has it open for resizing");
+}
+
+bool is_read_by_others(const File& file) {
+  return is_held_by_others(file, kHolds + kConsistentRead);
 }
 
 void stop_writing(const File& file) {

@@ -62,4 +62,9 @@ bool FileHost::lock_for_writing(const std::string& path, bool locked) {
   return true;
 }
 
+bool FileHost::read_by_others(const std::string& path) {
+  const auto image = open_[path].lock();
+  return image != nullptr && image::is_read_by_others(image->file());
+}
+
 }  // namespace nbdelta::sim

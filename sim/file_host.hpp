@@ -14,6 +14,7 @@ class FileHost final : public ImageHost {
   /// An image that is open already is shared with those who have it.
   std::shared_ptr<Image> open(const std::string& path, const std::string& format) override;
   bool lock_for_writing(const std::string& path, bool locked) override;
+  bool read_by_others(const std::string& path) override;
 
   /// The bytes of a granule that one of its images has. Requires out.size() == kFileGranule.
   void fill(std::span<std::byte> out, std::uint64_t granule, WriteNumber number) const {
