@@ -73,6 +73,15 @@ class Runner {
         wait_for_writes();
         subject_->flush(word(0));
       }
+    } else if (step.verb == "deep") {
+      const std::size_t depth = std::stoul(word(0));
+      subject_->send(std::string(depth, '[') + std::string(depth, ']') + "\n");
+    } else if (step.verb == "join") {
+      subject_->join();
+    } else if (step.verb == "greeted") {
+      transcript_.note(subject_->greeted() ? "= yes" : "= no");
+    } else if (step.verb == "leave") {
+      subject_->leave();
     } else if (step.verb == "pause") {
       subject_->pause(std::chrono::milliseconds(std::stoul(word(0))));
     } else if (step.verb == "written") {

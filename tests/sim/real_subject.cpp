@@ -27,7 +27,6 @@ namespace json = boost::json;
 using namespace std::chrono_literals;
 
 constexpr auto kPatience = 20s;
-constexpr auto kSoon = 300ms;  // for what QEMU says of itself
 constexpr const char* kWrite = "\"id\": \"a write of the guest's\"";  // as QEMU writes it
 
 /// $NBDELTA_QEMU: words, as in "chroot /trixie qemu-system-x86_64".
@@ -96,18 +95,22 @@ class RealSubject final : public Subject {
     }
   }
 
-  std::optional<std::string> receive_soon() override {
+  void join() override { other_.emplace(folder_ / "qmp"); }
+
+  bool greeted() override {
     try {
-      while (true) {
-        std::string line = socket_->read_line(kSoon);
-        if (line.find(kWrite) == std::string::npos)
-          return line;
-      }
+      other_->read_line(kSoon);
+      return true;
     } catch (const Error& error) {
       if (error.error_number() != ETIMEDOUT)
         throw;
-      return std::nullopt;
+      return false;
     }
+  }
+
+  void leave() override {
+    socket_.reset();
+    socket_.swap(other_);
   }
 
   /// As the device does it: requests of a drained device wait, and QEMU's monitor must not.
@@ -210,6 +213,7 @@ class RealSubject final : public Subject {
   TempFolder folder_;
   std::optional<Background> qemu_;
   std::optional<LineSocket> socket_;
+  std::optional<LineSocket> other_;
   std::map<std::string, File> locks_;
 };
 

@@ -21,6 +21,7 @@ struct SubjectDisk {
 class Subject {
  public:
   static constexpr std::uint64_t kCluster = 65536;
+  static constexpr std::chrono::milliseconds kSoon{300};
 
   virtual ~Subject() = default;
 
@@ -32,8 +33,12 @@ class Subject {
   virtual void send(std::string bytes) = 0;
   /// The next line of QMP. Throws Error where none comes.
   virtual std::string receive() = 0;
-  /// The next line, where one comes by itself soon.
-  virtual std::optional<std::string> receive_soon() = 0;
+  /// Another client connects.
+  virtual void join() = 0;
+  /// Whether the other client is greeted soon.
+  virtual bool greeted() = 0;
+  /// The first client closes its connection; from here on the other one speaks.
+  virtual void leave() = 0;
   /// The guest writes; does not wait for it.
   virtual void write(const std::string& disk, std::uint64_t offset, std::uint64_t length,
                      unsigned pattern) = 0;
