@@ -26,6 +26,13 @@ class FakeSubject final : public Subject {
       image.set_backing({path(backing->image), backing->format});
   }
 
+  void limit_storage(const std::string& /*size*/) override {}
+
+  void fill_storage() override {
+    for (auto& [path, file] : store_.files())
+      file.image->full = true;
+  }
+
   void start(const std::vector<SubjectDisk>& disks) override {
     qemu_ = std::make_unique<Qemu>(time_, store_);
     FakeQemu& fake = qemu_->fake;

@@ -38,6 +38,20 @@ Command qemu_command() {
   return {std::istream_iterator<std::string>(words), std::istream_iterator<std::string>()};
 }
 
+/// A file system of its own.
+class Storage {
+ public:
+  Storage(std::string folder, const std::string& size) : folder_(std::move(folder)) {
+    run_ok({"mount", "-t", "tmpfs", "-o", "size=" + size, "none", folder_});
+  }
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+  ~Storage() { run({"umount", "--lazy", folder_}); }
+
+ private:
+  std::string folder_;
+};
+
 class RealSubject final : public Subject {
  public:
   std::string folder() const override { return folder_.path(); }
@@ -48,6 +62,20 @@ class RealSubject final : public Subject {
       create_overlay(folder_ / name, folder_ / backing->image, backing->format, size);
     else
       testing::create_image(folder_ / name, format, size);
+  }
+
+  void limit_storage(const std::string& size) override { storage_.emplace(folder_.path(), size); }
+
+  void fill_storage() override {
+    const File rest = File::open(folder_ / "rest", O_WRONLY | O_CREAT);
+    const std::vector<std::byte> bytes(4096, std::byte{1});
+    try {
+      for (std::uint64_t at = 0;; at += bytes.size())
+        rest.write_at(bytes, at);
+    } catch (const Error& error) {
+      if (error.error_number() != ENOSPC)
+        throw;
+    }
   }
 
   void start(const std::vector<SubjectDisk>& disks) override {
@@ -211,6 +239,7 @@ class RealSubject final : public Subject {
   }
 
   TempFolder folder_;
+  std::optional<Storage> storage_;
   std::optional<Background> qemu_;
   std::optional<LineSocket> socket_;
   std::optional<LineSocket> other_;

@@ -10,6 +10,7 @@ namespace nbdelta::testing {
 ///
 ///     # a comment
 ///     image NAME FORMAT SIZE [NAME]        an image file; the last one is its backing file
+///     storage SIZE, full                   a storage of its own; no file gets longer any more
 ///     start DISK=IMAGE[:drive] ...         QEMU with these disks of the guest's: as -blockdev with
 ///     the
 ///                                          node DISK, or as -drive with this id

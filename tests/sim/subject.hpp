@@ -29,6 +29,10 @@ class Subject {
   virtual std::string folder() const = 0;
   virtual void create_image(const std::string& name, const std::string& format, std::uint64_t size,
                             const std::optional<SubjectDisk>& backing) = 0;
+  /// For the whole storage: before the first image is made. Needs root.
+  virtual void limit_storage(const std::string& size) = 0;
+  /// From here on no file gets longer.
+  virtual void fill_storage() = 0;
   virtual void start(const std::vector<SubjectDisk>& disks) = 0;
   virtual void send(std::string bytes) = 0;
   /// The next line of QMP. Throws Error where none comes.
