@@ -11,6 +11,12 @@ namespace json = qapi::json;
 namespace commands = qapi::agent;
 using client::qmp::ChannelLost;
 
+namespace {
+
+constexpr std::int64_t kPid = 1000;  // of all that is started in the guest
+
+}  // namespace
+
 FakeAgent::FakeAgent(asio::any_io_executor executor, Clock& clock)
     : executor_(std::move(executor)), clock_(&clock) {}
 
@@ -19,15 +25,14 @@ asio::awaitable<void> FakeAgent::serve(std::unique_ptr<client::qmp::Channel> cha
     co_await clock_->wait(std::chrono::milliseconds(10));
   const auto client = std::make_shared<Outbox>(executor_, std::move(channel));
   client_ = client;
-  qapi::Framer framer;
   try {
     while (true) {
-      while (auto line = framer.next()) {
-        lines_.push_back(std::move(*line));
+      while (auto message = input_.next()) {
+        messages_.push_back(std::move(*message));
         if (!std::exchange(working_, true))
           asio::co_spawn(executor_, work(), asio::detached);
       }
-      framer.feed(co_await client->channel().receive());
+      input_.feed(co_await client->channel().receive());
     }
   } catch (const ChannelLost&) {
   }
@@ -35,31 +40,44 @@ asio::awaitable<void> FakeAgent::serve(std::unique_ptr<client::qmp::Channel> cha
 }
 
 asio::awaitable<void> FakeAgent::work() {
-  while (!lines_.empty()) {
-    std::string line = std::move(lines_.front());
-    lines_.pop_front();
-    while (line.starts_with(qapi::kDelimiter))
-      line.erase(0, 1);
+  while (!messages_.empty()) {
+    QmpValue message = std::move(messages_.front());
+    messages_.pop_front();
     co_await clock_->wait(command_time);
-    if (silent || line.empty())
-      continue;
-    try {
-      co_await carry_out(qapi::parse_command(line));
-    } catch (const qapi::CommandError& error) {
-      reply(qapi::to_line(qapi::ErrorReply{.error_class = error.error_class(),
-                                           .description = error.description(),
-                                           .id = std::nullopt}));
-    } catch (const BlockError& error) {
-      reply(qapi::to_line(qapi::ErrorReply{
-          .error_class = error.error_class(), .description = error.what(), .id = std::nullopt}));
-    }
+    if (!silent)
+      co_await answer(std::move(message));
   }
   working_ = false;
 }
 
-void FakeAgent::reply(const std::string& line, bool delimited) {
+asio::awaitable<void> FakeAgent::answer(QmpValue message) {
+  qapi::ErrorReply error{"GenericError", message.error, std::nullopt};
+  if (message.error.empty()) {
+    if (const json::object* object = message.value.if_object())
+      if (const json::value* id = object->if_contains("id"))
+        error.id = *id;
+    try {
+      qapi::Command command = qapi::command_of(message.value);
+      co_await carry_out(std::move(command));
+      co_return;
+    } catch (const qapi::CommandError& refused) {
+      error.description = refused.description();
+    } catch (const BlockError& refused) {
+      error.error_class = refused.error_class();
+      error.description = refused.what();
+    }
+  }
+  send(qapi::to_line(error));
+}
+
+void FakeAgent::send(const std::string& line) {
   if (client_ != nullptr)
-    client_->send((delimited ? std::string(1, qapi::kDelimiter) : std::string()) + line + "\n");
+    client_->send(line + "\n");
+}
+
+void FakeAgent::reply(const qapi::Command& command, json::value value) {
+  const std::string line = qapi::to_line(qapi::Return{.value = std::move(value), .id = command.id});
+  send(command.name == commands::GuestSyncDelimited::kName ? qapi::kDelimiter + line : line);
 }
 
 void FakeAgent::set_frozen(std::int64_t count) {
@@ -69,63 +87,76 @@ void FakeAgent::set_frozen(std::int64_t count) {
     changed(frozen());
 }
 
-asio::awaitable<void> FakeAgent::carry_out(qapi::Command command) {
-  json::value value = json::object();
-  bool delimited = false;
-  const auto forbidden_when_frozen = [&] {
-    if (frozen())
-      throw BlockError(
-          fmt::format("Command {} has been disabled: the command is not allowed", command.name),
-          "CommandNotFound");
+void FakeAgent::refuse_when_frozen(const std::string& command) const {
+  if (frozen())
+    throw BlockError(
+        fmt::format("Command {} has been disabled: the agent is in frozen state", command),
+        "CommandNotFound");
+}
+
+json::value FakeAgent::info() const {
+  json::array supported;
+  const auto add = [&](std::string_view name, bool enabled) {
+    supported.push_back({{"name", name}, {"enabled", enabled}, {"success-response", true}});
   };
+  for (const char* name : {"guest-sync-delimited", "guest-ping", "guest-info",
+                           "guest-fsfreeze-status", "guest-fsfreeze-thaw"})
+    add(name, true);
+  for (const char* name :
+       {"guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-exec", "guest-exec-status"})
+    add(name, !frozen());
+  return {{"version", "7.2.22"}, {"supported_commands", std::move(supported)}};
+}
+
+asio::awaitable<void> FakeAgent::carry_out(qapi::Command command) {
   if (command.name == commands::GuestSyncDelimited::kName) {
-    value = CommandTable::read<commands::GuestSyncDelimited>(command.arguments).id;
-    delimited = true;
+    reply(command, CommandTable::read<commands::GuestSyncDelimited>(command.arguments).id);
   } else if (command.name == commands::GuestPing::kName) {
-    // nothing but an answer
+    CommandTable::read<commands::GuestPing>(command.arguments);
+    reply(command, json::object());
   } else if (command.name == commands::GuestInfo::kName) {
-    json::array supported;
-    for (const char* name :
-         {"guest-sync-delimited", "guest-ping", "guest-info", "guest-fsfreeze-status",
-          "guest-fsfreeze-freeze", "guest-fsfreeze-freeze-list", "guest-fsfreeze-thaw",
-          "guest-exec", "guest-exec-status"})
-      supported.push_back({{"name", name}, {"enabled", true}, {"success-response", true}});
-    value = {{"version", "7.2.22"}, {"supported_commands", std::move(supported)}};
+    reply(command, info());
   } else if (command.name == commands::GuestFsfreezeStatus::kName) {
-    value = frozen() ? "frozen" : "thawed";
+    reply(command, frozen() ? "frozen" : "thawed");
   } else if (command.name == commands::GuestFsfreezeFreeze::kName ||
              command.name == commands::GuestFsfreezeFreezeList::kName) {
-    forbidden_when_frozen();
-    co_await freeze_now();
-    co_return;
+    refuse_when_frozen(command.name);
+    co_await freeze_now(command);
   } else if (command.name == commands::GuestFsfreezeThaw::kName) {
     co_await clock_->wait(thaw_time);
-    value = frozen_;
+    const std::int64_t thawed = frozen_;
     set_frozen(0);
+    reply(command, thawed);
   } else if (command.name == commands::GuestExec::kName) {
-    forbidden_when_frozen();
-    value = {{"pid", 1000}};
+    refuse_when_frozen(command.name);
+    CommandTable::read<commands::GuestExec>(command.arguments);
+    reply(command, {{"pid", kPid}});
   } else if (command.name == commands::GuestExecStatus::kName) {
-    value = {{"exited", true}, {"exitcode", 0}};
+    refuse_when_frozen(command.name);
+    if (CommandTable::read<commands::GuestExecStatus>(command.arguments).pid != kPid)
+      refuse("Invalid parameter 'pid'");
+    reply(command, {{"exited", true}, {"exitcode", 0}});
   } else {
     throw BlockError(fmt::format("The command {} has not been found", command.name),
                      "CommandNotFound");
   }
-  reply(qapi::to_line(qapi::Return{.value = std::move(value), .id = std::nullopt}), delimited);
 }
 
-asio::awaitable<void> FakeAgent::freeze_now() {
+/// Of the file systems that are named, or of all.
+asio::awaitable<void> FakeAgent::freeze_now(const qapi::Command& command) {
+  const auto list = CommandTable::read<commands::GuestFsfreezeFreezeList>(command.arguments);
   const FreezeBehaviour behaviour = freeze();
   co_await clock_->wait(behaviour.time / 2);
   co_await quiesce();
   if (behaviour.freezes)
-    set_frozen(file_systems);
+    set_frozen(list.mountpoints ? static_cast<std::int64_t>(list.mountpoints->size())
+                                : file_systems);
   co_await clock_->wait(behaviour.time / 2);
   if (!behaviour.answers)
     co_return;
   if (!behaviour.error.empty())
     throw BlockError(behaviour.error);
-  reply(qapi::to_line(qapi::Return{.value = frozen_, .id = std::nullopt}));
+  reply(command, frozen_);
 }
 
 }  // namespace nbdelta::sim

@@ -13,6 +13,7 @@
 #include "qapi/message.hpp"
 #include "sim/commands.hpp"
 #include "sim/outbox.hpp"
+#include "sim/qmp_input.hpp"
 
 namespace nbdelta::sim {
 
@@ -28,7 +29,8 @@ struct FreezeBehaviour {
 };
 
 /// Stands in for the guest agent behind its serial port (QEMU qga/qapi-schema.json): it carries out
-/// one command after the other, and answers whoever is connected then. For one thread.
+/// one command after the other, and answers whoever is connected then. What one client has sent of
+/// a command stays when it leaves, and spoils what the next one sends first. For one thread.
 class FakeAgent {
  public:
   FakeAgent(asio::any_io_executor executor, Clock& clock);
@@ -51,15 +53,21 @@ class FakeAgent {
 
  private:
   asio::awaitable<void> work();
+  asio::awaitable<void> answer(QmpValue message);
+  /// Sends the answer, if there is one.
   asio::awaitable<void> carry_out(qapi::Command command);
-  asio::awaitable<void> freeze_now();
-  void reply(const std::string& line, bool delimited = false);
+  asio::awaitable<void> freeze_now(const qapi::Command& command);
+  qapi::json::value info() const;
+  void refuse_when_frozen(const std::string& command) const;
+  void reply(const qapi::Command& command, qapi::json::value value);
+  void send(const std::string& line);
   void set_frozen(std::int64_t count);
 
   asio::any_io_executor executor_;
   Clock* clock_;
   std::shared_ptr<Outbox> client_;
-  std::deque<std::string> lines_;
+  QmpInput input_;
+  std::deque<QmpValue> messages_;
   bool working_ = false;
   std::int64_t frozen_ = 0;
 };

@@ -47,6 +47,8 @@ void FakeQemu::die() {
 // ---- Monitors ----
 
 asio::awaitable<void> FakeQemu::serve(std::unique_ptr<client::qmp::Channel> channel) {
+  while (!monitors_.empty())
+    co_await clock_->wait(std::chrono::milliseconds(10));
   monitors_.emplace_back();
   Monitor& monitor = monitors_.back();
   monitor.client = std::make_shared<Outbox>(executor_, std::move(channel));
@@ -61,16 +63,32 @@ asio::awaitable<void> FakeQemu::converse(Monitor& monitor) {
   const qapi::Greeting greeting{
       .major = version_.major, .minor = version_.minor, .micro = version_.micro, .package = {}};
   monitor.client->send(qapi::to_line(greeting) + "\r\n");
-  QmpInput input;
   while (true) {
-    while (auto value = input.next()) {
+    while (auto value = monitor.input.next()) {
       const std::string reply = co_await answer(monitor, std::move(*value));
       if (dead_)
         co_return;
       monitor.client->send(reply + "\r\n");
     }
-    input.feed(co_await monitor.client->channel().receive());
+    monitor.input.feed(co_await monitor.client->channel().receive());
   }
+}
+
+/// For so long, or until the client has given up.
+asio::awaitable<void> FakeQemu::stall(Monitor& monitor, Clock::Duration duration) {
+  try {
+    co_await client::either(clock_->wait(duration), listen(monitor));
+  } catch (const ChannelLost&) {
+    stalled_until_ = clock_->now();
+    throw;
+  }
+  stalled_until_ = clock_->now();
+}
+
+/// Until the other end closes the connection.
+asio::awaitable<void> FakeQemu::listen(Monitor& monitor) {
+  while (true)
+    monitor.input.feed(co_await monitor.client->channel().receive());
 }
 
 Clock::Duration FakeQemu::time_of(const std::string& command) const {
@@ -119,7 +137,7 @@ asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command
   hooks_.step(command.name);
   const AnswerFate fate = hooks_.after_command(command);
   if (fate.delay.count() != 0)
-    co_await clock_->wait(fate.delay);
+    co_await stall(monitor, fate.delay);
   if (fate.disconnect)
     throw ChannelLost(ECONNRESET, "the connection was cut");
   co_return value;

@@ -127,7 +127,7 @@ class FakeQemu {
   QemuHooks& hooks() { return hooks_; }
   Version& version() { return version_; }
 
-  /// One QMP connection, until the other end closes it.
+  /// One QMP connection, until the other end closes it. While one is open, another waits.
   asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
 
   /// The guest's, through its device. A device that is drained holds it back; `done` is called when
@@ -138,6 +138,9 @@ class FakeQemu {
   bool drained(const Device& device) const;
 
   bool flushes_writes = true;
+  /// When the last answer that was late came, or was given up: a real one's guest would not have
+  /// been served either meanwhile.
+  Clock::Time stalled_until() const { return stalled_until_; }
 
   void set_run_state(std::string state) { run_state_ = std::move(state); }
   void set_migration(std::string status) { migration_ = std::move(status); }
@@ -153,6 +156,7 @@ class FakeQemu {
  private:
   struct Monitor {
     std::shared_ptr<Outbox> client;
+    QmpInput input;
     bool negotiated = false;
   };
 
@@ -162,6 +166,8 @@ class FakeQemu {
   void add_job_commands();
   void add_export_commands();
   asio::awaitable<void> converse(Monitor& monitor);
+  asio::awaitable<void> stall(Monitor& monitor, Clock::Duration duration);
+  static asio::awaitable<void> listen(Monitor& monitor);
   asio::awaitable<std::string> answer(Monitor& monitor, QmpValue message);
   asio::awaitable<qapi::json::value> carry_out(Monitor& monitor, qapi::Command command);
   Clock::Duration time_of(const std::string& command) const;
@@ -242,6 +248,7 @@ class FakeQemu {
     WriteDone done;
   };
   std::deque<HeldWrite> held_;
+  Clock::Time stalled_until_{};
   bool dead_ = false;
 };
 

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
@@ -67,6 +68,17 @@ std::size_t utf8_length(std::string_view text) {
   const bool out_of_range = (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
                             (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
   return out_of_range ? 0 : length;
+}
+
+/// As an answer quotes it: what is no UTF-8 is shown as U+FFFD.
+std::string stray(std::string_view text) {
+  std::string shown;
+  while (!text.empty()) {
+    const std::size_t length = utf8_length(text);
+    shown += length == 0 ? "\xEF\xBF\xBD" : text.substr(0, length);
+    text.remove_prefix(std::max<std::size_t>(length, 1));
+  }
+  return fmt::format("JSON parse error, stray '{}'", shown);
 }
 
 struct ParseFailure {
@@ -323,13 +335,13 @@ void QmpInput::take(char c) {
       return;
     case Step::stray:
       token_ += c;
-      end_value(fmt::format("JSON parse error, stray '{}'", std::exchange(token_, {})));
+      end_value(stray(std::exchange(token_, {})));
       state_ = State::recovery;
       return;
   }
   state_ = next.state;
   if (token_.size() > kMostBytes) {
-    end_value(fmt::format("JSON parse error, stray '{}'", std::exchange(token_, {})));
+    end_value(stray(std::exchange(token_, {})));
     state_ = State::start;
   }
 }

@@ -656,7 +656,8 @@ void World::check_always() {
     held_since_.reset();
   else if (!held_since_)
     held_since_ = time_.now();
-  else if (time_.now() - *held_since_ > kLongestHold && !guardian_was_killed_)
+  else if (time_.now() - std::max(*held_since_, qemu_->fake.stalled_until()) > kLongestHold &&
+           !guardian_was_killed_)
     violated("a commit holds the guest's writes back");
   for (std::size_t i = 0; i < devices.size(); ++i)
     for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {

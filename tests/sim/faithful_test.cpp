@@ -5,6 +5,7 @@
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <chrono>
+#include <deque>
 #include <filesystem>
 #include <fstream>
 #include <map>
@@ -29,7 +30,9 @@ class Runner {
   explicit Runner(Subject& subject) : subject_(&subject), transcript_(subject.folder()) {}
 
   std::vector<std::string> carry_out(const std::vector<Step>& steps) {
-    for (const Step& step : steps) {
+    for (std::size_t i = 0; i < steps.size(); ++i) {
+      const Step& step = steps[i];
+      waits_next_ = i + 1 < steps.size() && steps[i + 1].verb == "until";
       transcript_.note(step.text);
       try {
         carry_out(step);
@@ -54,6 +57,10 @@ class Runner {
         backing = {.name = {}, .image = word(3), .format = formats_.at(word(3))};
       formats_[word(0)] = word(1);
       subject_->create_image(word(0), word(1), parse_size(word(2), step.verb), backing);
+    } else if (step.verb == "storage") {
+      subject_->limit_storage(word(0));
+    } else if (step.verb == "full") {
+      subject_->fill_storage();
     } else if (step.verb == "start") {
       start(step.words);
     } else if (step.verb == ">") {
@@ -73,6 +80,15 @@ class Runner {
         wait_for_writes();
         subject_->flush(word(0));
       }
+    } else if (step.verb == "deep") {
+      const std::size_t depth = std::stoul(word(0));
+      subject_->send(std::string(depth, '[') + std::string(depth, ']') + "\n");
+    } else if (step.verb == "join") {
+      subject_->join();
+    } else if (step.verb == "greeted") {
+      transcript_.note(subject_->greeted() ? "= yes" : "= no");
+    } else if (step.verb == "leave") {
+      subject_->leave();
     } else if (step.verb == "pause") {
       subject_->pause(std::chrono::milliseconds(std::stoul(word(0))));
     } else if (step.verb == "written") {
@@ -117,7 +133,10 @@ class Runner {
     for (std::size_t at = 0; (at = line.find("$DIR", at)) != std::string::npos;)
       line.replace(at, 4, subject_->folder());
     subject_->send(line + "\n");
-    take_answer(words.at(0));
+    if (waits_next_)
+      take_answer_first(words.at(0));
+    else
+      take_answer(words.at(0));
   }
 
   json::object take(const std::string& command) {
@@ -131,20 +150,44 @@ class Runner {
     }
   }
 
-  void until(const std::string& event, const json::object& members) {
+  /// Where the next step waits for an event, it is a matter of luck which events come before the
+  /// answer: they are put behind it.
+  void take_answer_first(const std::string& command) {
     while (true) {
-      const json::object message = take("");
-      const auto* name = message.if_contains("event");
-      if (name == nullptr)
-        fail(EPROTO, "an answer to nothing");
+      json::object message = json::parse(subject_->receive()).as_object();
+      if (!message.contains("event")) {
+        transcript_.message(command, message);
+        return;
+      }
+      early_.push_back(std::move(message));
+    }
+  }
+
+  json::object next_event() {
+    json::object message;
+    if (early_.empty()) {
+      message = json::parse(subject_->receive()).as_object();
+    } else {
+      message = std::move(early_.front());
+      early_.pop_front();
+    }
+    transcript_.message("", message);
+    if (!message.contains("event"))
+      fail(EPROTO, "an answer to nothing");
+    return message;
+  }
+
+  void until(const std::string& event, const json::object& members) {
+    bool found = false;
+    while (!found || !early_.empty()) {
+      const json::object message = next_event();
       const json::object data =
           message.contains("data") ? message.at("data").as_object() : json::object();
-      if (name->as_string() == event &&
-          std::all_of(members.begin(), members.end(), [&](const auto& member) {
-            const auto* value = data.if_contains(member.key());
-            return value != nullptr && *value == member.value();
-          }))
-        return;
+      found |= message.at("event").as_string() == event &&
+               std::all_of(members.begin(), members.end(), [&](const auto& member) {
+                 const auto* value = data.if_contains(member.key());
+                 return value != nullptr && *value == member.value();
+               });
     }
   }
 
@@ -174,6 +217,8 @@ class Runner {
   Transcript transcript_;
   std::map<std::string, std::string> formats_;
   std::size_t writes_ = 0;
+  bool waits_next_ = false;
+  std::deque<json::object> early_;
 };
 
 std::vector<std::string> scripts() {

@@ -1,14 +1,15 @@
 #include <fmt/format.h>
 
 #include "sim/fake_qemu.hpp"
-#include "sim/pipe.hpp"
 #include "sim/store.hpp"
+#include "tests/sim/fake_client.hpp"
 #include "tests/sim/subject.hpp"
 
 namespace nbdelta::testing {
 namespace {
 
 using namespace sim;
+using namespace std::chrono_literals;
 
 constexpr const char* kFolder = "/vm";
 
@@ -23,6 +24,13 @@ class FakeSubject final : public Subject {
     MemoryImage& image = store_.create_image(path(name), format, size / kCluster);
     if (backing)
       image.set_backing({path(backing->image), backing->format});
+  }
+
+  void limit_storage(const std::string& /*size*/) override {}
+
+  void fill_storage() override {
+    for (auto& [path, file] : store_.files())
+      file.image->full = true;
   }
 
   void start(const std::vector<SubjectDisk>& disks) override {
@@ -41,34 +49,23 @@ class FakeSubject final : public Subject {
       fake.graph().add_device(disk.by_drive ? disk.name : "", disk.name,
                               fake.graph().open(options));
     }
-    auto [mine, theirs] = make_pipe(client_, qemu_->process, "QMP");
-    qemu_->process.spawn(fake.serve(std::move(theirs)));
-    channels_.push_back(std::move(mine));
-    received_.clear();
-    client_.spawn(take(*channels_.back(), received_));
+    other_.reset();
+    client_ = connect();
     written_ = 0;
   }
 
-  void send(std::string bytes) override { client_.spawn(channels_.back()->send(std::move(bytes))); }
+  void send(std::string bytes) override { client_->send(std::move(bytes)); }
 
   std::string receive() override {
-    auto line = receive_soon();
+    auto line = client_->receive(20s);
     if (!line)
       fail(ETIMEDOUT, "the fake says nothing more");
     return std::move(*line);
   }
 
-  std::optional<std::string> receive_soon() override {
-    while (true) {
-      if (const std::size_t end = received_.find('\n'); end != std::string::npos) {
-        std::string line = received_.substr(0, end);
-        received_.erase(0, end + 1);
-        return line;
-      }
-      if (!client_.run() && !qemu_->process.run() && !time_.advance())
-        return std::nullopt;
-    }
-  }
+  void join() override { other_ = connect(); }
+  bool greeted() override { return other_->receive(kSoon).has_value(); }
+  void leave() override { client_ = std::move(other_); }
 
   void write(const std::string& disk, std::uint64_t offset, std::uint64_t length,
              unsigned pattern) override {
@@ -87,15 +84,7 @@ class FakeSubject final : public Subject {
   void flush(const std::string& /*disk*/) override {}  // the fake's guest flushes every write
 
   void pause(std::chrono::milliseconds time) override {
-    bool over = false;
-    client_.spawn(
-        [](Clock& clock, std::chrono::milliseconds how_long, bool& done) -> asio::awaitable<void> {
-          co_await clock.wait(how_long);
-          done = true;
-        }(client_.clock(), time, over));
-    while (!over)
-      if (!client_.run() && !qemu_->process.run() && !over)
-        time_.advance();
+    client_->wait(time, [] { return false; });
   }
 
   std::size_t written() override { return written_; }
@@ -123,6 +112,7 @@ class FakeSubject final : public Subject {
   }
 
   void kill() override {
+    client_.reset();
     qemu_->process.kill();
     for (const auto& node : qemu_->fake.graph().nodes())
       if (node->is_format() && !node->read_only)
@@ -132,6 +122,7 @@ class FakeSubject final : public Subject {
   }
 
   void quit() override {
+    client_.reset();
     qemu_->process.kill();
     qemu_->fake.graph().shut_down();
     qemu_.reset();
@@ -145,12 +136,9 @@ class FakeSubject final : public Subject {
     FakeQemu fake;
   };
 
-  static asio::awaitable<void> take(client::qmp::Channel& channel, std::string& into) {
-    try {
-      while (true)
-        into += co_await channel.receive();
-    } catch (const client::qmp::ChannelLost&) {
-    }
+  std::unique_ptr<FakeClient> connect() {
+    return std::make_unique<FakeClient>(
+        time_, qemu_->process, [&](auto channel) { return qemu_->fake.serve(std::move(channel)); });
   }
 
   static std::string path(const std::string& name) { return std::string(kFolder) + "/" + name; }
@@ -158,10 +146,9 @@ class FakeSubject final : public Subject {
   unsigned major_;
   VirtualTime time_;
   Store store_;
-  std::vector<std::unique_ptr<client::qmp::Channel>> channels_;  // one a start
-  Process client_{time_, "client"};
   std::unique_ptr<Qemu> qemu_;
-  std::string received_;
+  std::unique_ptr<FakeClient> client_;
+  std::unique_ptr<FakeClient> other_;
   std::size_t written_ = 0;
 };
 

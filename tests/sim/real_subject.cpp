@@ -27,7 +27,6 @@ namespace json = boost::json;
 using namespace std::chrono_literals;
 
 constexpr auto kPatience = 20s;
-constexpr auto kSoon = 300ms;  // for what QEMU says of itself
 constexpr const char* kWrite = "\"id\": \"a write of the guest's\"";  // as QEMU writes it
 
 /// $NBDELTA_QEMU: words, as in "chroot /trixie qemu-system-x86_64".
@@ -39,6 +38,20 @@ Command qemu_command() {
   return {std::istream_iterator<std::string>(words), std::istream_iterator<std::string>()};
 }
 
+/// A file system of its own.
+class Storage {
+ public:
+  Storage(std::string folder, const std::string& size) : folder_(std::move(folder)) {
+    run_ok({"mount", "-t", "tmpfs", "-o", "size=" + size, "none", folder_});
+  }
+  Storage(const Storage&) = delete;
+  Storage& operator=(const Storage&) = delete;
+  ~Storage() { run({"umount", "--lazy", folder_}); }
+
+ private:
+  std::string folder_;
+};
+
 class RealSubject final : public Subject {
  public:
   std::string folder() const override { return folder_.path(); }
@@ -49,6 +62,20 @@ class RealSubject final : public Subject {
       create_overlay(folder_ / name, folder_ / backing->image, backing->format, size);
     else
       testing::create_image(folder_ / name, format, size);
+  }
+
+  void limit_storage(const std::string& size) override { storage_.emplace(folder_.path(), size); }
+
+  void fill_storage() override {
+    const File rest = File::open(folder_ / "rest", O_WRONLY | O_CREAT);
+    const std::vector<std::byte> bytes(4096, std::byte{1});
+    try {
+      for (std::uint64_t at = 0;; at += bytes.size())
+        rest.write_at(bytes, at);
+    } catch (const Error& error) {
+      if (error.error_number() != ENOSPC)
+        throw;
+    }
   }
 
   void start(const std::vector<SubjectDisk>& disks) override {
@@ -96,18 +123,22 @@ class RealSubject final : public Subject {
     }
   }
 
-  std::optional<std::string> receive_soon() override {
+  void join() override { other_.emplace(folder_ / "qmp"); }
+
+  bool greeted() override {
     try {
-      while (true) {
-        std::string line = socket_->read_line(kSoon);
-        if (line.find(kWrite) == std::string::npos)
-          return line;
-      }
+      other_->read_line(kSoon);
+      return true;
     } catch (const Error& error) {
       if (error.error_number() != ETIMEDOUT)
         throw;
-      return std::nullopt;
+      return false;
     }
+  }
+
+  void leave() override {
+    socket_.reset();
+    socket_.swap(other_);
   }
 
   /// As the device does it: requests of a drained device wait, and QEMU's monitor must not.
@@ -208,8 +239,10 @@ class RealSubject final : public Subject {
   }
 
   TempFolder folder_;
+  std::optional<Storage> storage_;
   std::optional<Background> qemu_;
   std::optional<LineSocket> socket_;
+  std::optional<LineSocket> other_;
   std::map<std::string, File> locks_;
 };
 

@@ -10,12 +10,16 @@ namespace nbdelta::testing {
 ///
 ///     # a comment
 ///     image NAME FORMAT SIZE [NAME]        an image file; the last one is its backing file
+///     storage SIZE, full                   a storage of its own; no file gets longer any more
 ///     start DISK=IMAGE[:drive] ...         QEMU with these disks of the guest's: as -blockdev with
 ///     the
 ///                                          node DISK, or as -drive with this id
 ///     > COMMAND KEY=VALUE ...              a command, until its answer; VALUE is JSON, or a string
 ///     >> TEXT                              these bytes and a line's end; TEXT may have \xHH
 ///     answers N                            as many answers to what was sent by >>
+///     deep N                               N brackets, one in the other
+///     join, greeted, leave                 another client connects; whether it is greeted; the
+///                                          first one leaves, and the other goes on
 ///     until EVENT [KEY=VALUE ...]          until an event whose data has these members
 ///     write DISK OFFSET LENGTH PATTERN     the guest's, until it is carried out and flushed;
 ///                                          PATTERN 0: zeros

@@ -21,6 +21,7 @@ struct SubjectDisk {
 class Subject {
  public:
   static constexpr std::uint64_t kCluster = 65536;
+  static constexpr std::chrono::milliseconds kSoon{300};
 
   virtual ~Subject() = default;
 
@@ -28,12 +29,20 @@ class Subject {
   virtual std::string folder() const = 0;
   virtual void create_image(const std::string& name, const std::string& format, std::uint64_t size,
                             const std::optional<SubjectDisk>& backing) = 0;
+  /// For the whole storage: before the first image is made. Needs root.
+  virtual void limit_storage(const std::string& size) = 0;
+  /// From here on no file gets longer.
+  virtual void fill_storage() = 0;
   virtual void start(const std::vector<SubjectDisk>& disks) = 0;
   virtual void send(std::string bytes) = 0;
   /// The next line of QMP. Throws Error where none comes.
   virtual std::string receive() = 0;
-  /// The next line, where one comes by itself soon.
-  virtual std::optional<std::string> receive_soon() = 0;
+  /// Another client connects.
+  virtual void join() = 0;
+  /// Whether the other client is greeted soon.
+  virtual bool greeted() = 0;
+  /// The first client closes its connection; from here on the other one speaks.
+  virtual void leave() = 0;
   /// The guest writes; does not wait for it.
   virtual void write(const std::string& disk, std::uint64_t offset, std::uint64_t length,
                      unsigned pattern) = 0;
