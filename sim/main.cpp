@@ -2,9 +2,11 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <functional>
 #include <string>
 
 #include "sim/explore.hpp"
+#include "sim/forecast_command.hpp"
 
 namespace {
 
@@ -63,6 +65,8 @@ int main(int argc, char** argv) {
   explore->add_option("--seed", options.seed, "Replays one, with its log");
   explore->add_option("--jobs", options.jobs, "Threads");
   explore->add_flag("--shrink", options.shrink, "Leaves away what the violation does not need");
+  std::function<int()> run = [&] { return run_explore(options); };
+  add_forecast(app, run);
   CLI11_PARSE(app, argc, argv);
-  return run_explore(options);
+  return run();
 }
