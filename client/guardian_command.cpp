@@ -10,7 +10,9 @@
 #include <random>
 #include <string>
 
+#include "client/backup/commit_guard.hpp"
 #include "client/backup/guardian.hpp"
+#include "client/backup/real/environment.hpp"
 #include "client/exit_status.hpp"
 #include "client/qmp/socket_channel.hpp"
 
@@ -25,25 +27,42 @@ void ignore_signals() {
     std::signal(number, SIG_IGN);
 }
 
+/// The session's end of standard input.
+std::unique_ptr<qmp::Channel> session_channel(asio::io_context& loop) {
+  FileDescriptor session(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
+  if (!session)
+    fail_errno("standard input");
+  return qmp::adopt_socket(loop.get_executor(), std::move(session), "the session");
+}
+
+int run(asio::io_context& loop, asio::awaitable<void> guard) {
+  std::exception_ptr failure;
+  asio::co_spawn(loop, std::move(guard), [&](const std::exception_ptr& error) { failure = error; });
+  loop.run();
+  if (failure)
+    std::rethrow_exception(failure);
+  return kDone;
+}
+
 int run_guardian(const std::string& agent) {
   ignore_signals();
   ::prctl(PR_SET_NAME, "nbdelta-guard");
   asio::io_context loop;
   RealClock clock;
-  FileDescriptor session(::fcntl(STDIN_FILENO, F_DUPFD_CLOEXEC, STDERR_FILENO + 1));
-  if (!session)
-    fail_errno("standard input");
   backup::Guardian guardian(
       [&]() { return qmp::connect(agent, "the guest agent", clock, clock.now() + 10s); },
-      qmp::adopt_socket(loop.get_executor(), std::move(session), "the session"), clock,
+      session_channel(loop), clock,
       std::uniform_int_distribution<std::int64_t>(
           1, 1LL << 40)(*std::make_unique<std::random_device>()));
-  std::exception_ptr failure;
-  asio::co_spawn(loop, guardian.run(), [&](const std::exception_ptr& error) { failure = error; });
-  loop.run();
-  if (failure)
-    std::rethrow_exception(failure);
-  return kDone;
+  return run(loop, guardian.run());
+}
+
+int run_commit_guard() {
+  ignore_signals();
+  ::prctl(PR_SET_NAME, "nbdelta-commit");
+  asio::io_context loop;
+  const auto environment = backup::real_environment(loop, {}, {});
+  return run(loop, backup::guard_commit(*environment, session_channel(loop)));
 }
 
 }  // namespace
@@ -54,6 +73,12 @@ std::function<int()> add_guardian_command(CLI::App& app) {
   command->group("");  // not in the help
   command->add_option("AGENT", *agent, "the guest agent's address")->required();
   return [agent] { return run_guardian(*agent); };
+}
+
+std::function<int()> add_commit_guard_command(CLI::App& app) {
+  CLI::App* command = app.add_subcommand("commit-guard", "Started by a session; not for people");
+  command->group("");  // not in the help
+  return [] { return run_commit_guard(); };
 }
 
 }  // namespace nbdelta::client

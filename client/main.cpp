@@ -34,11 +34,11 @@ int run(int argc, char** argv) {
   app.set_version_flag("--version", "nbdelta " NBDELTA_VERSION);
   app.require_subcommand(1);
   const std::map<std::string, std::function<int()>> commands{
-      {"backup", add_backup_command(app)},    {"begin", add_begin_command(app)},
-      {"end", add_end_command(app)},          {"recover", add_recover_command(app)},
-      {"status", add_status_command(app)},    {"check-start", add_check_start_command(app)},
-      {"pull", add_pull_command(app)},        {"map", add_map_command(app)},
-      {"guardian", add_guardian_command(app)}};
+      {"backup", add_backup_command(app)},     {"begin", add_begin_command(app)},
+      {"end", add_end_command(app)},           {"recover", add_recover_command(app)},
+      {"status", add_status_command(app)},     {"check-start", add_check_start_command(app)},
+      {"pull", add_pull_command(app)},         {"map", add_map_command(app)},
+      {"guardian", add_guardian_command(app)}, {"commit-guard", add_commit_guard_command(app)}};
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

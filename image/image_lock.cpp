@@ -28,17 +28,26 @@ struct flock one_byte(off_t byte, short type) {
   return lock;
 }
 
-void lock_byte(const File& file, off_t byte) {
-  struct flock lock = one_byte(byte, F_RDLCK);
+void set_lock(const File& file, off_t byte, short type) {
+  struct flock lock = one_byte(byte, type);
   if (::fcntl(file.fd(), F_OFD_SETLK, &lock) != 0)
-    fail_errno("{}: cannot take QEMU's image lock (byte {})", file.name(), byte);
+    fail_errno("{}: cannot {} QEMU's image lock (byte {})", file.name(),
+               type == F_UNLCK ? "let go of" : "take", byte);
 }
 
-void refuse_if_held(const File& file, off_t byte, const char* what) {
+void lock_byte(const File& file, off_t byte) {
+  set_lock(file, byte, F_RDLCK);
+}
+
+bool is_held_by_others(const File& file, off_t byte) {
   struct flock lock = one_byte(byte, F_WRLCK);
   if (::fcntl(file.fd(), F_OFD_GETLK, &lock) != 0)
     fail_errno("{}: cannot look at QEMU's image locks (byte {})", file.name(), byte);
-  if (lock.l_type != F_UNLCK)
+  return lock.l_type != F_UNLCK;
+}
+
+void refuse_if_held(const File& file, off_t byte, const char* what) {
+  if (is_held_by_others(file, byte))
     fail(EAGAIN, "{}: another process {} (image lock, byte {})", file.name(), what, byte);
 }
 
@@ -61,6 +70,15 @@ void lock_image(const File& file, Access access) {
   }
   refuse_if_held(file, kHolds + kWrite, "has it open for writing");
   refuse_if_held(file, kHolds + kResize, "has it open for resizing");
+}
+
+bool is_read_by_others(const File& file) {
+  return is_held_by_others(file, kHolds + kConsistentRead);
+}
+
+void stop_writing(const File& file) {
+  set_lock(file, kHolds + kWrite, F_UNLCK);
+  set_lock(file, kHolds + kResize, F_UNLCK);
 }
 
 }  // namespace nbdelta::image

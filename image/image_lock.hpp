@@ -18,4 +18,10 @@ enum class Access : std::uint8_t {
 /// Files on which OFD locks do not work (ENOLCK, EINVAL, EOPNOTSUPP) are an Error too.
 void lock_image(const File& file, Access access);
 
+/// Whether somebody else relies on consistent reads of the file. Throws Error.
+bool is_read_by_others(const File& file);
+
+/// Gives back what Access::write takes and Access::read does not. Throws Error.
+void stop_writing(const File& file);
+
 }  // namespace nbdelta::image

@@ -94,6 +94,10 @@ Command parse_command(std::string_view line) {
   const json::value parsed = json::parse(line, status);
   if (status)
     refuse_command("Invalid JSON syntax");
+  return command_of(parsed);
+}
+
+Command command_of(const json::value& parsed) {
   const json::object* message = parsed.if_object();
   if (message == nullptr)
     refuse_command("QMP input must be a JSON object");

@@ -60,6 +60,7 @@ using ServerMessage = std::variant<Greeting, Return, ErrorReply, Event>;
 ServerMessage parse_server_message(std::string_view line);
 
 /// As a server takes it. Throws CommandError (class GenericError) in QEMU's words.
+Command command_of(const json::value& message);
 Command parse_command(std::string_view line);
 
 /// One line without its end.

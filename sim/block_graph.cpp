@@ -3,10 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <boost/json/serialize.hpp>
 #include <utility>
 
 namespace nbdelta::sim {
+
+bool is_well_formed(std::string_view id) {
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  return !id.empty() && is_letter(id[0]) && std::all_of(id.begin(), id.end(), [&](char c) {
+    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '.' || c == '_';
+  });
+}
 
 std::uint64_t Bitmap::count() const {
   return static_cast<std::uint64_t>(std::count(bits.begin(), bits.end(), true));
@@ -21,6 +27,20 @@ Bitmap* Node::find_bitmap(const std::string& wanted) {
 
 BlockGraph::~BlockGraph() = default;
 
+namespace {
+
+/// An image that cannot be written to is a refusal too.
+template <class Act>
+void or_refuse(const Act& act) {
+  try {
+    act();
+  } catch (const Error& error) {
+    refuse("{}", error.what());
+  }
+}
+
+}  // namespace
+
 std::string BlockGraph::make_up_name() {
   std::string name;
   do {
@@ -30,26 +50,39 @@ std::string BlockGraph::make_up_name() {
   return name;
 }
 
-Node& BlockGraph::open(const NodeOptions& options) {
-  if (find(options.name) != nullptr)
-    refuse("Duplicate nodes with node-name='{}'", options.name);
-  std::shared_ptr<Image> image;
+std::shared_ptr<Image> BlockGraph::open_image(const NodeOptions& options) {
   try {
-    image = host_->open(options.path, options.driver);
+    return host_->open(options.path, options.driver);
   } catch (const Error& error) {
     refuse("{}", error.what());
   }
+}
+
+/// In QEMU's order: first the file, then what is in it.
+Node& BlockGraph::open(const NodeOptions& options) {
+  if (find(options.file_name) != nullptr)
+    refuse("Duplicate nodes with node-name='{}'", options.file_name);
+  std::shared_ptr<Image> image = open_image(options);
+  if (options.read_only && host_->written_by_others(options.path))
+    refuse("Failed to get shared \"write\" lock");
   if (!options.read_only && !host_->lock_for_writing(options.path, true))
     refuse("Failed to get \"write\" lock");
+  const bool known = find(options.name) != nullptr;
+  if (known || !(options.name.empty() || is_well_formed(options.name))) {
+    if (!options.read_only)
+      host_->lock_for_writing(options.path, false);
+    if (known)
+      refuse("Duplicate nodes with node-name='{}'", options.name);
+    refuse("Invalid node-name: '{}'", options.name);
+  }
 
   auto file = std::make_unique<Node>();
-  file->name = options.file_name.empty() ? make_up_name() + "f" : options.file_name;
+  file->name = options.file_name.empty() ? make_up_name() : options.file_name;
   file->driver = "file";
   file->path = options.path;
   file->read_only = options.read_only;
   file->direct = options.direct;
   auto node = std::make_unique<Node>();
-  node->name = options.name.empty() ? make_up_name() : options.name;
   node->driver = options.driver;
   node->path = options.path;
   node->file = file.get();
@@ -60,27 +93,33 @@ Node& BlockGraph::open(const NodeOptions& options) {
   node->backing_is_none = options.no_backing;
   load_bitmaps(*node);
   if (!node->read_only)
-    store_bitmaps(*node, true);
-  Node& opened = *node;
+    mark_bitmaps_in_use(*node);
   nodes_.push_back(std::move(file));
+  node->name = options.name.empty() ? make_up_name() : options.name;
   nodes_.push_back(std::move(node));
-  if (const auto backing = opened.image->backing(); backing && !options.no_backing) {
-    try {
-      opened.backing = &open({.driver = backing->format,
-                              .name = {},
-                              .file_name = {},
-                              .path = backing->path,
-                              .read_only = true,
-                              .no_backing = false,
-                              .direct = options.direct});
-    } catch (const BlockError& error) {
-      const std::string why = error.what();
-      opened.by_user = false;
-      collect();
-      refuse("Could not open backing file: {}", why);
-    }
-  }
+  Node& opened = *nodes_.back();
+  if (!options.no_backing)
+    open_backing(opened);
   return opened;
+}
+
+void BlockGraph::open_backing(Node& node) {
+  const auto backing = node.image->backing();
+  if (!backing)
+    return;
+  NodeOptions options;
+  options.driver = backing->format;
+  options.path = backing->path;
+  options.read_only = true;
+  options.direct = node.direct;
+  try {
+    node.backing = &open(options);
+  } catch (const BlockError& error) {
+    const std::string why = error.what();
+    node.by_user = false;
+    collect();
+    refuse("Could not open backing file: {}", why);
+  }
 }
 
 void BlockGraph::add_device(const std::string& drive, const std::string& id, Node& root) {
@@ -133,10 +172,12 @@ void BlockGraph::mark(Node& node, std::uint64_t granule) {
 }
 
 void BlockGraph::grow(Node& node) {
-  if (node.file->write_threshold == 0 || node.image->allocated() <= node.file->write_threshold)
+  Node& file = *node.file;
+  const std::uint64_t size = node.image->allocated();
+  if (file.write_threshold == 0 || size <= file.write_threshold)
     return;
-  node.file->grown_beyond = node.image->allocated() - node.file->write_threshold;
-  node.file->write_threshold = 0;  // it is told once
+  file.grown = {.threshold = file.write_threshold, .beyond = size - file.write_threshold};
+  file.write_threshold = 0;  // it is told once
 }
 
 /// Clusters are allocated whole: their other granules get what is read below.
@@ -185,7 +226,7 @@ void BlockGraph::copy(const Node& from, Node& to, std::uint64_t granule) {
 }
 
 void BlockGraph::flush(Node& node) {
-  node.image->flush();
+  or_refuse([&] { node.image->flush(); });
 }
 
 std::vector<Node*> BlockGraph::users_of(const Node& node) const {
@@ -196,35 +237,59 @@ std::vector<Node*> BlockGraph::users_of(const Node& node) const {
   return users;
 }
 
-bool BlockGraph::in_use(const Node& node) const {
-  if (!node.job.empty() || !users_of(node).empty())
-    return true;
-  for (const Bitmap& bitmap : node.bitmaps)
-    if (bitmap.busy())
-      return true;
-  return std::any_of(devices_.begin(), devices_.end(),
-                     [&](const Device& device) { return device.root == &node; });
+const std::string& BlockGraph::shown_name(const Node& node) const {
+  for (const Device& device : devices_)
+    if (device.root == &node && !device.name.empty() && !node.filtered)
+      return device.name;
+  return node.name;
 }
 
-std::function<void()> BlockGraph::snapshot(Node& node, Node& overlay) {
+bool BlockGraph::has_blk(const Node& node) const {
+  const auto is_root = [&](const Device& device) { return device.root == &node && !node.filtered; };
+  return node.has_job_blk || std::any_of(devices_.begin(), devices_.end(), is_root) ||
+         std::any_of(holds_.begin(), holds_.end(),
+                     [&](Node* const* user) { return *user == &node; });
+}
+
+bool BlockGraph::in_use(const Node& node) const {
+  if (!node.job.empty() || !users_of(node).empty() || has_blk(node))
+    return true;
+  return std::any_of(node.bitmaps.begin(), node.bitmaps.end(),
+                     [](const Bitmap& bitmap) { return bitmap.busy(); });
+}
+
+void BlockGraph::refuse_if_blocked(const Node& node) const {
+  if (!node.job.empty())
+    refuse("Node '{}' is busy: block device is in use by block job: commit", shown_name(node));
+  for (const Node* user : users_of(node))
+    if (user->backing == &node)
+      refuse("Node '{}' is busy: node is used as backing hd of '{}'", shown_name(node), user->name);
+}
+
+void BlockGraph::refuse_if_read_by_others(const Node& node) const {
+  if (host_->read_by_others(node.path))
+    refuse("Failed to get shared \"consistent read\" lock");
+}
+
+Change BlockGraph::snapshot(Node& node, const std::string& overlay_name) {
+  refuse_if_blocked(node);
+  Node& overlay = lookup(overlay_name);
+  if (has_blk(overlay))
+    refuse("The overlay is already in use");
+  refuse_if_blocked(overlay);
   if (overlay.backing != nullptr)
     refuse("The overlay already has a backing image");
-  if (in_use(overlay))
-    refuse("The overlay is already in use");
-  if (!node.job.empty())
-    refuse("Node '{}' is busy: node is used as backing hd of '{}'", node.name, node.job);
-  if (&node == &overlay)
-    refuse("Making '{0}' a backing child of '{0}' would create a cycle", node.name);
-  node.image->flush();
+  if (overlay.driver != "qcow2")
+    refuse("The overlay does not support backing images");
+  flush(node);
   replace(node, overlay, &overlay);
   overlay.backing = &node;
-  const bool was_read_only = node.read_only;
-  set_read_only(node, true);
-  return [this, &node, &overlay, was_read_only] {
-    overlay.backing = nullptr;
-    replace(overlay, node, nullptr);
-    set_read_only(node, was_read_only);
-  };
+  return {.settle = [this, &node] { try_read_only(node); },
+          .undo =
+              [this, &node, &overlay] {
+                overlay.backing = nullptr;
+                replace(overlay, node, nullptr);
+              }};
 }
 
 void BlockGraph::replace(Node& from, Node& to, const Node* except) {
@@ -234,6 +299,9 @@ void BlockGraph::replace(Node& from, Node& to, const Node* except) {
   for (Device& device : devices_)
     if (device.root == &from)
       device.root = &to;
+  for (Node** user : holds_)
+    if (*user == &from)
+      *user = &to;
 }
 
 void BlockGraph::set_read_only(Node& node, bool read_only) {
@@ -242,46 +310,76 @@ void BlockGraph::set_read_only(Node& node, bool read_only) {
   if (!read_only && !host_->lock_for_writing(node.path, true))
     refuse("Failed to get \"write\" lock");
   if (read_only) {
-    node.image->flush();
-    store_bitmaps(node, false);
+    flush(node);
+    store_bitmaps(node);
     host_->lock_for_writing(node.path, false);
   } else {
-    store_bitmaps(node, true);
+    mark_bitmaps_in_use(node);
   }
   node.read_only = read_only;
   node.file->read_only = read_only;
 }
 
-void BlockGraph::load_bitmaps(Node& node) {
-  for (const StoredBitmap& stored : node.image->bitmaps())
-    node.bitmaps.push_back({.name = stored.name,
-                            .persistent = true,
-                            .recording = stored.recording && !stored.in_use,
-                            .inconsistent = stored.in_use,
-                            .users = 0,
-                            .bits = stored.bits});
+void BlockGraph::try_read_only(Node& node) {
+  try {
+    set_read_only(node, true);
+  } catch (const BlockError&) {
+    // bdrv_reopen_set_read_only(..., NULL): the node stays writable
+  }
 }
 
-void BlockGraph::store_bitmaps(Node& node, bool in_use) {
-  std::vector<StoredBitmap> stored;
-  for (const Bitmap& bitmap : node.bitmaps)
-    if (bitmap.persistent)
-      stored.push_back({.name = bitmap.name,
-                        .recording = bitmap.recording,
-                        .in_use = in_use || bitmap.inconsistent,
-                        .bits = bitmap.bits});
-  if (node.driver == "qcow2")
-    node.image->set_bitmaps(std::move(stored));
+void BlockGraph::load_bitmaps(Node& node) {
+  for (const StoredBitmap& stored : node.image->bitmaps())
+    node.bitmaps.push_back(
+        {.name = stored.name,
+         .persistent = true,
+         .recording = stored.recording && !stored.in_use,
+         .inconsistent = stored.in_use,
+         .users = 0,
+         .bits = stored.in_use ? std::vector<bool>(node.image->granules()) : stored.bits});
+}
+
+/// Those that the image has stay where they are in its directory; the newest of the others go first
+/// (QEMU block/qcow2-bitmap.c).
+void BlockGraph::store_bitmaps(Node& node) {
+  if (node.driver != "qcow2")
+    return;
+  std::vector<StoredBitmap> stored = node.image->bitmaps();
+  for (auto bitmap = node.bitmaps.rbegin(); bitmap != node.bitmaps.rend(); ++bitmap) {
+    if (!bitmap->persistent || bitmap->inconsistent)
+      continue;
+    auto place = std::find_if(stored.begin(), stored.end(),
+                              [&](const StoredBitmap& each) { return each.name == bitmap->name; });
+    if (place == stored.end())
+      place = stored.insert(stored.end(), StoredBitmap());
+    *place = {.name = bitmap->name,
+              .recording = bitmap->recording,
+              .in_use = false,
+              .bits = bitmap->bits};
+  }
+  or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
+}
+
+void BlockGraph::mark_bitmaps_in_use(Node& node) {
+  if (node.driver != "qcow2")
+    return;
+  std::vector<StoredBitmap> stored = node.image->bitmaps();
+  for (StoredBitmap& each : stored)
+    each.in_use = true;
+  or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
 }
 
 void BlockGraph::remove(const std::string& name) {
   Node* node = find(name);
   if (node == nullptr)
     refuse("Failed to find node with node-name='{}'", name);
+  if (has_blk(*node))
+    refuse("Node {} is in use", name);
+  refuse_if_blocked(*node);
   if (!node->by_user)
     refuse("Node {} is not owned by the monitor", name);
   if (in_use(*node))
-    refuse("Node {} is in use", name);
+    refuse("Block device {} is in use", name);
   node->by_user = false;
   collect();
 }
@@ -307,6 +405,7 @@ void BlockGraph::die() {
   for (const auto& node : nodes_)
     if (node->is_format() && !node->read_only)
       host_->lock_for_writing(node->path, false);
+  holds_.clear();
   nodes_.clear();
   devices_.clear();
 }
@@ -315,6 +414,7 @@ void BlockGraph::shut_down() {
   for (const auto& node : nodes_)
     if (node->is_format() && !node->read_only)
       set_read_only(*node, true);
+  holds_.clear();
   nodes_.clear();
   devices_.clear();
 }
@@ -324,92 +424,6 @@ bool BlockGraph::is_below(const Node& node, const Node& top) const {
     if (each == &node)
       return true;
   return false;
-}
-
-namespace {
-
-/// QEMU calls an image by all its options where its header does not lead to what is below it.
-std::string file_name_of(const Node& node) {
-  const auto named = node.image->backing();
-  const bool as_named = named ? node.backing != nullptr && node.backing->path == named->path
-                              : node.backing == nullptr;
-  if (node.driver != "qcow2" || as_named)
-    return node.path;
-  namespace json = boost::json;
-  const auto options = [](const Node& of) {
-    return json::object{{"driver", of.driver},
-                        {"file", {{"driver", "file"}, {"filename", of.path}}}};
-  };
-  json::object all = options(node);
-  if (node.backing == nullptr)
-    all["backing"] = nullptr;
-  else
-    all["backing"] = options(*node.backing);
-  return "json:" + json::serialize(all);
-}
-
-qapi::ImageInfo image_info(const Node& node, bool with_chain) {
-  qapi::ImageInfo info;
-  info.filename = file_name_of(node);
-  info.format = node.driver;
-  info.virtual_size = node.image->granules() * node.image->granule_size();
-  info.actual_size = node.image->allocated();
-  if (const auto backing = node.image->backing()) {
-    info.backing_filename = backing->path;
-    info.full_backing_filename = backing->path;
-    info.backing_format = backing->format;
-  }
-  if (node.driver == "qcow2")
-    info.format_specific = boost::json::value{{"type", "qcow2"},
-                                              {"data",
-                                               {{"compat", "1.1"},
-                                                {"lazy-refcounts", false},
-                                                {"refcount-bits", 16},
-                                                {"corrupt", false}}}};
-  if (with_chain && node.backing != nullptr)
-    info.backing_image = qapi::to_json(image_info(*node.backing, true));
-  return info;
-}
-
-}  // namespace
-
-qapi::NodeInfo describe(const BlockGraph& graph, const Node& node, bool flat) {
-  qapi::NodeInfo info;
-  info.node_name = node.name;
-  info.driver = node.driver;
-  info.file = node.path;
-  info.read_only = node.read_only;
-  info.write_threshold = node.write_threshold;
-  info.cache = qapi::NodeInfo::Cache{.direct = node.direct};
-  info.detect_zeroes = "off";
-  if (!node.is_format()) {
-    info.image.filename = node.path;
-    info.image.format = node.driver;
-    for (const Node* user : graph.users_of(node)) {
-      info.image.virtual_size = user->image->allocated();
-      info.image.actual_size = user->image->allocated();
-    }
-    return info;
-  }
-  info.image = image_info(node, !flat);
-  for (const Node* each = node.backing; each != nullptr; each = each->backing)
-    ++info.backing_depth;
-  const std::uint64_t granule = node.image->granule_size();
-  if (!node.bitmaps.empty())
-    info.bitmaps.emplace();
-  for (const Bitmap& bitmap : node.bitmaps) {
-    qapi::BitmapInfo described;
-    described.name = bitmap.name;
-    described.count = bitmap.count() * granule;
-    described.granularity = granule;
-    described.recording = bitmap.recording;
-    described.busy = bitmap.busy();
-    described.persistent = bitmap.persistent;
-    if (bitmap.inconsistent)
-      described.inconsistent = true;
-    info.bitmaps->push_back(described);
-  }
-  return info;
 }
 
 }  // namespace nbdelta::sim

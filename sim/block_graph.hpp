@@ -4,29 +4,16 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "qapi/block_nodes.hpp"
+#include "sim/block_error.hpp"
 #include "sim/image.hpp"
 
 namespace nbdelta::sim {
-
-/// A refusal, in QEMU's words.
-class BlockError : public Error {
- public:
-  explicit BlockError(const std::string& description, std::string error_class = "GenericError")
-      : Error(EINVAL, description), class_(std::move(error_class)) {}
-  const std::string& error_class() const { return class_; }
-
- private:
-  std::string class_;
-};
-
-template <class... Args>
-[[noreturn]] void refuse(fmt::format_string<Args...> format, Args&&... args) {
-  throw BlockError(fmt::format(format, std::forward<Args>(args)...));
-}
 
 /// One bit a granule of its node.
 struct Bitmap {
@@ -41,12 +28,15 @@ struct Bitmap {
   std::uint64_t count() const;  // granules
 };
 
+/// Whether QEMU takes it for the name of a node, a job or an export.
+bool is_well_formed(std::string_view id);
+
 /// A node of QEMU's block graph: a format node over a protocol node, or the latter.
 ///
 /// Invariants
 /// 1. A node that is written to holds the write lock on its file.
-/// 2. A read-only node's persistent bitmaps are those of its image, which says that they are not in
-///    use; a writable one's are marked as in use there.
+/// 2. The persistent bitmaps of a node that has become read-only are in its image, which says that
+///    they are not in use; a writable one's, as far as they are there, are marked as in use.
 struct Node {
   std::string name;
   std::string driver;  // "qcow2", "raw" or "file"
@@ -58,10 +48,16 @@ struct Node {
   bool by_user = false;  // of blockdev-add or the command line: it stays when nobody uses it
   bool backing_is_none = false;  // "backing": null
   bool direct = false;
-  std::string job;  // that has it blocked; empty: none
+  std::string job;           // that has it blocked; empty: none
+  bool filtered = false;     // a job stands between it and the guest's device
+  bool has_job_blk = false;  // a job reads or writes it on its own
   std::vector<Bitmap> bitmaps;
   std::uint64_t write_threshold = 0;  // bytes
-  std::optional<std::uint64_t> grown_beyond;
+  struct Growth {
+    std::uint64_t threshold;
+    std::uint64_t beyond;
+  };
+  std::optional<Growth> grown;  // and nobody was told yet
 
   bool is_format() const { return image != nullptr; }
   Bitmap* find_bitmap(const std::string& name);
@@ -86,6 +82,12 @@ struct NodeOptions {
   bool direct = false;
 };
 
+/// What a transaction has done: exactly one of them is called.
+struct Change {
+  std::function<void()> settle = [] {};
+  std::function<void()> undo = [] {};
+};
+
 /// QEMU's nodes and devices, what the guest reads and writes through them, and the rules by which
 /// they change. For one thread. All refusals are BlockError.
 class BlockGraph {
@@ -105,6 +107,12 @@ class BlockGraph {
   /// Of a node's or a drive's name.
   Node& lookup(const std::string& name) const;
   Device* device_of(const Node& root);
+  /// What QEMU calls it by in messages.
+  const std::string& shown_name(const Node& node) const;
+
+  /// `user`, an export's, goes on with what takes its node's place.
+  void hold(Node*& user) { holds_.insert(&user); }
+  void let_go(Node*& user) { holds_.erase(&user); }
 
   /// What reads of a granule give.
   WriteNumber read(const Node& node, std::uint64_t granule) const;
@@ -115,13 +123,21 @@ class BlockGraph {
   /// Down to the storage.
   void flush(Node& node);
 
-  /// `overlay` takes the place of `node` for all that use it. Returns what undoes that.
-  std::function<void()> snapshot(Node& node, Node& overlay);
+  /// `overlay` takes the place of `node` for all that use it; `node` becomes read-only when that is
+  /// settled.
+  Change snapshot(Node& node, const std::string& overlay);
   /// All that use `from` use `to`; `except` stays with it.
   void replace(Node& from, Node& to, const Node* except);
   void set_read_only(Node& node, bool read_only);
-  /// Whether nothing but its owner has it.
+  /// As QEMU after a snapshot or a commit: where it fails, the node stays as it is.
+  void try_read_only(Node& node);
+  /// Whether anything but its owner has it.
   bool in_use(const Node& node) const;
+  /// Whether the guest, an export or a job has it ("BlockBackend").
+  bool has_blk(const Node& node) const;
+  /// Throws where a job or an overlay keeps it as it is.
+  void refuse_if_blocked(const Node& node) const;
+  void refuse_if_read_by_others(const Node& node) const;
   void remove(const std::string& name);
   /// Nodes that nobody has.
   void collect();
@@ -135,16 +151,20 @@ class BlockGraph {
 
  private:
   std::string make_up_name();
+  std::shared_ptr<Image> open_image(const NodeOptions& options);
+  void open_backing(Node& node);
   void mark(Node& node, std::uint64_t granule);
   void grow(Node& node);
   void load_bitmaps(Node& node);
-  void store_bitmaps(Node& node, bool in_use);
+  static void store_bitmaps(Node& node);
+  static void mark_bitmaps_in_use(Node& node);
   void fill_cluster(Node& node, std::uint64_t granule);
 
   ImageHost* host_;
   std::uint64_t made_up_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::vector<Device> devices_;
+  std::set<Node**> holds_;
 };
 
 qapi::NodeInfo describe(const BlockGraph& graph, const Node& node, bool flat);

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <algorithm>
 #include <functional>
 #include <map>
 #include <string>
@@ -8,7 +7,7 @@
 #include <vector>
 
 #include "qapi/command.hpp"
-#include "sim/block_graph.hpp"
+#include "sim/arguments.hpp"
 
 namespace nbdelta::sim {
 
@@ -42,38 +41,15 @@ class CommandTable {
     return names;
   }
 
-  /// The arguments of a command, or of one action of a transaction.
+  /// The arguments of a command, or of one action of a transaction, which `path` says.
   template <class T>
-  static T read(const qapi::json::object& arguments) {
+  static T read(const qapi::json::object& arguments, const std::string& path = {}) {
     T typed{};
-    FieldNames names;
-    typed.fields(names);
-    for (const auto& member : arguments)
-      if (std::find(names.known.begin(), names.known.end(), member.key()) == names.known.end())
-        refuse("Parameter '{}' is unexpected", std::string_view(member.key()));
-    for (const std::string& needed : names.needed)
-      if (!arguments.contains(needed))
-        refuse("Parameter '{}' is missing", needed);
-    try {
-      qapi::from_json(qapi::json::value(arguments), typed, "");
-    } catch (const Error& error) {
-      refuse("Invalid parameter type: {}", error.what());
-    }
+    read_argument(qapi::json::value(arguments), typed, path);
     return typed;
   }
 
  private:
-  struct FieldNames {
-    template <class T>
-    void operator()(std::string_view name, const T& /*value*/) {
-      known.emplace_back(name);
-      if (!qapi::IsOptional<T>::value)
-        needed.emplace_back(name);
-    }
-    std::vector<std::string> known;
-    std::vector<std::string> needed;
-  };
-
   std::map<std::string, Handler> handlers_;
 };
 

@@ -5,6 +5,7 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <initializer_list>
 #include <list>
 #include <map>
 #include <memory>
@@ -15,12 +16,14 @@
 
 #include "client/clock.hpp"
 #include "client/qmp/channel.hpp"
+#include "qapi/block_nodes.hpp"
 #include "qapi/export_commands.hpp"
 #include "qapi/job_commands.hpp"
 #include "qapi/snapshot_commands.hpp"
 #include "sim/block_graph.hpp"
 #include "sim/commands.hpp"
 #include "sim/outbox.hpp"
+#include "sim/qmp_input.hpp"
 
 namespace nbdelta::sim {
 
@@ -40,6 +43,12 @@ struct AnswerFate {
   bool disconnect = false;  // instead of it
 };
 
+/// A write of the guest's.
+struct GuestWrite {
+  std::uint64_t granule = 0;
+  WriteNumber number = 0;  // 0: zeros, of which an image knows that they are zeros
+};
+
 /// What somebody outside makes of QEMU: all of them may throw, which ends the command.
 struct QemuHooks {
   /// Before a command is carried out; a returned text is its refusal.
@@ -54,6 +63,9 @@ struct QemuHooks {
   /// Whether a job fails when it copies next.
   std::function<std::optional<std::string>(const std::string& job)> job_error =
       [](const std::string&) { return std::nullopt; };
+  /// Before a write of the guest's is carried out, which may be later than it was sent.
+  std::function<void(const Device&, const GuestWrite&)> before_write = [](const Device&,
+                                                                          const GuestWrite&) {};
   /// A transaction with a snapshot was carried out: the guest's disks are what they are now.
   std::function<void()> switched = [] {};
 };
@@ -63,11 +75,13 @@ struct Job {
   std::string id;
   std::string status = "created";
   std::string error;
+  Node* main = nullptr;    // what it keeps from being worked on by another until it is dismissed
   Node* active = nullptr;  // what the guest writes to
   Node* top = nullptr;
   Node* base = nullptr;
   std::optional<std::string> backing_file;
   bool intermediate = false;  // the guest does not write to `top`
+  bool base_was_read_only = false;
   bool auto_finalize = true;
   bool auto_dismiss = true;
   bool complete = false;
@@ -75,7 +89,8 @@ struct Job {
   bool drains = false;       // holds the guest's writes back
   bool copying = false;      // a coroutine is at it
   std::uint64_t serial = 0;  // of all jobs of this QEMU
-  std::uint64_t length = 0;  // granules
+  std::uint64_t speed = 0;   // bytes a second; 0: as fast as it can
+  std::uint64_t length = 0;  // granules; of an active commit all that were to be copied so far
   std::uint64_t granule_size = 0;
   std::uint64_t done = 0;
   std::set<std::uint64_t> dirty;  // granules to be copied (again)
@@ -86,12 +101,7 @@ struct Export {
   std::string name;
   Node* node = nullptr;
   std::vector<std::string> bitmaps;
-};
-
-/// A write of the guest's.
-struct GuestWrite {
-  std::uint64_t granule = 0;
-  WriteNumber number = 0;  // 0: zeros, of which an image knows that they are zeros
+  std::uint64_t serial = 0;  // of all exports of this QEMU
 };
 
 /// `error`: null where it went well; ENOSPC pauses a real guest.
@@ -122,9 +132,12 @@ class FakeQemu {
 
   /// The guest's, through its device. A device that is drained holds it back; `done` is called when
   /// it was carried out, mostly at once, in the order of the writes; never, where QEMU dies first.
+  /// Each is flushed at once where `flushes_writes` says so.
   void write(Device& device, GuestWrite write, WriteDone done);
   /// Whether writes are held back: a commit of what the guest writes to is pending.
   bool drained(const Device& device) const;
+
+  bool flushes_writes = true;
 
   void set_run_state(std::string state) { run_state_ = std::move(state); }
   void set_migration(std::string status) { migration_ = std::move(status); }
@@ -143,29 +156,52 @@ class FakeQemu {
     bool negotiated = false;
   };
 
-  void add_commands();
+  void add_query_commands();
+  void add_node_commands();
+  void add_bitmap_commands();
+  void add_job_commands();
+  void add_export_commands();
   asio::awaitable<void> converse(Monitor& monitor);
-  asio::awaitable<std::string> answer(Monitor& monitor, std::string line);
+  asio::awaitable<std::string> answer(Monitor& monitor, QmpValue message);
   asio::awaitable<qapi::json::value> carry_out(Monitor& monitor, qapi::Command command);
   Clock::Duration time_of(const std::string& command) const;
 
+  std::vector<qapi::DeviceInfo> query_block();
   qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);
   qapi::Nothing blockdev_reopen(const qapi::BlockdevReopen& command);
-  qapi::Nothing transaction(const qapi::Transaction& command);
-  std::function<void()> act(const qapi::TransactionAction& action);
-  std::function<void()> add_bitmap(const qapi::BlockDirtyBitmapAdd& command);
-  std::function<void()> set_recording(const std::string& node, const std::string& bitmap,
-                                      bool recording);
-  qapi::Nothing remove_bitmap(const qapi::BlockDirtyBitmapRemove& command);
-  std::function<void()> merge_bitmaps(const qapi::BlockDirtyBitmapMerge& command);
-  qapi::Nothing block_commit(const qapi::BlockCommit& command);
   qapi::Nothing change_backing_file(const qapi::ChangeBackingFile& command);
   qapi::Nothing set_write_threshold(const qapi::BlockSetWriteThreshold& command);
+  Node& root_node(const std::string& name);
+
+  template <qapi::TypedCommand T>
+  void add_action(std::function<Change(const T&)> act);
+  qapi::Nothing transaction(const qapi::Transaction& command);
+  Change snapshot(const qapi::BlockdevSnapshot& command);
+  Change add_bitmap(const qapi::BlockDirtyBitmapAdd& command);
+  Change remove_bitmap(const qapi::BlockDirtyBitmapRemove& command);
+  Change merge_bitmaps(const qapi::BlockDirtyBitmapMerge& command);
+  Change set_recording(const std::string& node, const std::string& bitmap, bool recording);
+  Change set_bits(const std::string& node, const std::string& bitmap, std::vector<bool> bits);
+  Bitmap& find_bitmap(const std::string& node, const std::string& bitmap);
+  Bitmap& usable_bitmap(const std::string& node, const std::string& bitmap);
+  void refuse_read_only(const std::string& node, const Bitmap& bitmap);
+
   qapi::Nothing export_add(const qapi::BlockExportAdd& command);
   qapi::Nothing export_del(const std::string& id);
-  Bitmap& usable_bitmap(const std::string& node, const std::string& bitmap);
+  qapi::Nothing stop_nbd_server();
+  std::vector<std::string> export_ids() const;
+  static std::pair<Node*, Bitmap*> exported_bitmap(Node& top, const std::string& name);
 
-  Job& find_job(const std::string& id, std::string_view verb);
+  qapi::Nothing block_commit(const qapi::BlockCommit& command);
+  Node& commit_device(const std::string& name);
+  Node& node_in_chain(const std::string& name, Node& top);
+  qapi::Nothing job_cancel(const qapi::JobCancel& command);
+  Job& job_in(const std::string& id, std::string_view verb,
+              std::initializer_list<std::string_view> states);
+  void open_for_commit(Job& job);
+  static void block_nodes(Job& job);
+  asio::awaitable<void> cancel_job(std::uint64_t serial);
+  qapi::json::object progress_of(const Job& job) const;
   void set_status(Job& job, const std::string& status);
   void start_copying(Job& job);
   Job* working_job(std::uint64_t serial);
@@ -191,10 +227,15 @@ class FakeQemu {
   std::list<Monitor> monitors_;
   std::list<Job> jobs_;
   std::map<std::string, Export> exports_;
+  /// Reads an action; what that returns carries it out.
+  using ReadAction = std::function<std::function<Change()>(const qapi::json::object& data,
+                                                           const std::string& path)>;
+  std::map<std::string, ReadAction> actions_;
   std::optional<std::string> nbd_server_;
   std::string run_state_ = "running";
   std::string migration_;
   std::uint64_t last_job_ = 0;
+  std::uint64_t last_export_ = 0;
   struct HeldWrite {
     Device* device;
     GuestWrite write;

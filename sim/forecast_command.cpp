@@ -129,21 +129,16 @@ void print_table(const Forecast& forecast, const Scenario& scenario) {
 }
 
 int run_forecast(const Options& options) {
-  try {
-    const Scenario scenario = scenario_of(options);
-    const Forecast result =
-        forecast(scenario, {.runs = options.runs, .incrementals = 5, .threads = options.jobs});
-    (options.as_json ? print_json : print_table)(result, scenario);
-    return 0;
-  } catch (const Error& error) {
-    fmt::print(stderr, "nbdelta-sim forecast: {}\n", error.what());
-    return 1;
-  }
+  const Scenario scenario = scenario_of(options);
+  const Forecast result =
+      forecast(scenario, {.runs = options.runs, .incrementals = 5, .threads = options.jobs});
+  (options.as_json ? print_json : print_table)(result, scenario);
+  return 0;
 }
 
 }  // namespace
 
-void add_forecast(CLI::App& app, std::function<int()>& run) {
+std::function<int()> add_forecast_command(CLI::App& app) {
   const auto options = std::make_shared<Options>();
   CLI::App* command = app.add_subcommand(
       "forecast", "What freeze window and overlay to expect: many backups in virtual time");
@@ -167,7 +162,7 @@ void add_forecast(CLI::App& app, std::function<int()>& run) {
   command->add_option("--jobs", options->jobs, "Threads")->check(CLI::Range(1, 1024));
   command->add_flag("--json", options->as_json, "For scripts");
   command->footer("Example: nbdelta-sim forecast --write-rate '5 MiB/s' --storage '200 MiB/s'");
-  command->callback([options, &run] { run = [options] { return run_forecast(*options); }; });
+  return [options] { return run_forecast(*options); };
 }
 
 }  // namespace nbdelta::sim

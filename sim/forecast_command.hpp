@@ -8,7 +8,7 @@ class App;
 
 namespace nbdelta::sim {
 
-/// Adds `nbdelta-sim forecast`, and sets `run` when that was asked for: its exit status.
-void add_forecast(CLI::App& app, std::function<int()>& run);
+/// `nbdelta-sim forecast`. Returns what runs it: the exit status.
+std::function<int()> add_forecast_command(CLI::App& app);
 
 }  // namespace nbdelta::sim

@@ -126,6 +126,7 @@ asio::awaitable<void> Guest::sync(std::size_t disk, Range range) {
   co_await write_all(disk, range, Clock::Time::max());
   co_await until_quiet(disk, range);
   co_await clock_->wait_until(storage_.flush(clock_->now()));
+  disks_->flush(disk);
 }
 
 bool Guest::is_in_flight(std::size_t disk, Range range) const {
@@ -264,11 +265,12 @@ void Guest::resume() {
 // ---- Freezing (Linux fs/super.c, freeze_super: writers are held first, then all is written) ----
 
 asio::awaitable<void> Guest::freeze() {
+  // How busy the host is at this moment: the same for all of them.
+  const double slowness = draw_jitter(random_, setup_.freeze_jitter);
   for (std::size_t disk = 0; disk < held_.size(); ++disk) {
     held_[disk] = true;
     co_await sync(disk, kWholeDisk);
-    co_await clock_->wait(std::chrono::duration_cast<Clock::Duration>(
-        setup_.freeze * draw_jitter(random_, setup_.freeze_jitter)));
+    co_await clock_->wait(std::chrono::duration_cast<Clock::Duration>(setup_.freeze * slowness));
   }
 }
 

@@ -34,6 +34,9 @@ class Disks {
   /// `done` is called when the disk has it, at once or later; with an error where there is no
   /// space: the guest waits and tries again.
   virtual void write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDone done) = 0;
+  /// What was written before survives a crash of QEMU from here on; where every write does, there
+  /// is nothing to do.
+  virtual void flush(std::size_t /*disk*/) {}
 };
 
 /// What the guest's kernel does with what its programs write.

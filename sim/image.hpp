@@ -70,6 +70,9 @@ class ImageHost {
   virtual std::shared_ptr<Image> open(const std::string& path, const std::string& format) = 0;
   /// Takes the lock that others see, or gives it back. Returns false where somebody forbids it.
   virtual bool lock_for_writing(const std::string& path, bool locked) = 0;
+  /// Whether somebody else has it open, to write or to read what nobody writes to.
+  virtual bool written_by_others(const std::string& /*path*/) { return false; }
+  virtual bool read_by_others(const std::string& /*path*/) { return false; }
 };
 
 }  // namespace nbdelta::sim

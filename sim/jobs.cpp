@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <utility>
 
 #include "sim/fake_qemu.hpp"
@@ -10,11 +11,61 @@ namespace nbdelta::sim {
 namespace json = qapi::json;
 using qapi::Nothing;
 
-Job& FakeQemu::find_job(const std::string& id, std::string_view /*verb*/) {
-  for (Job& job : jobs_)
-    if (job.id == id)
-      return job;
-  throw BlockError("Job not found", "GenericError");
+namespace {
+
+constexpr const char* kCancelled = "Operation canceled";
+
+}  // namespace
+
+void FakeQemu::add_job_commands() {
+  using namespace qapi;
+  commands_.add<BlockCommit>([this](const BlockCommit& command) { return block_commit(command); });
+  commands_.add<QueryJobs>([this](const QueryJobs&) {
+    std::vector<JobInfo> infos;
+    for (const Job& job : jobs_) {
+      const json::object progress = progress_of(job);
+      JobInfo info;
+      info.id = job.id;
+      info.type = "commit";
+      info.status = job.status;
+      info.current_progress = progress.at("offset").to_number<std::uint64_t>();
+      info.total_progress = progress.at("len").to_number<std::uint64_t>();
+      if (!job.error.empty())
+        info.error = job.error;
+      infos.push_back(std::move(info));
+    }
+    return infos;
+  });
+  commands_.add<JobComplete>([this](const JobComplete& command) {
+    Job& job = job_in(command.id, "complete", {"ready"});
+    job.complete = true;
+    start_copying(job);
+    return Nothing{};
+  });
+  commands_.add<JobFinalize>([this](const JobFinalize& command) {
+    conclude(job_in(command.id, "finalize", {"pending"}), "");
+    return Nothing{};
+  });
+  commands_.add<JobDismiss>([this](const JobDismiss& command) {
+    Job& job = job_in(command.id, "dismiss", {"concluded"});
+    set_status(job, "null");
+    jobs_.remove_if([&](const Job& each) { return &each == &job; });
+    return Nothing{};
+  });
+  commands_.add<JobCancel>([this](const JobCancel& command) { return job_cancel(command); });
+}
+
+/// The job, if it can be told that now.
+Job& FakeQemu::job_in(const std::string& id, std::string_view verb,
+                      std::initializer_list<std::string_view> states) {
+  for (Job& job : jobs_) {
+    if (job.id != id)
+      continue;
+    if (std::find(states.begin(), states.end(), job.status) == states.end())
+      refuse("Job '{}' in state '{}' cannot accept command verb '{}'", id, job.status, verb);
+    return job;
+  }
+  refuse("Job not found");
 }
 
 void FakeQemu::set_status(Job& job, const std::string& status) {
@@ -22,62 +73,135 @@ void FakeQemu::set_status(Job& job, const std::string& status) {
   emit(std::string(qapi::JobStatusChange::kName), {{"status", status}, {"id", job.id}});
 }
 
+/// What the events of a block job tell.
+json::object FakeQemu::progress_of(const Job& job) const {
+  const std::uint64_t length = job.intermediate ? job.length : job.done + job.dirty.size();
+  return {{"device", job.id},
+          {"type", "commit"},
+          {"len", length * job.granule_size},
+          {"offset", job.done * job.granule_size},
+          {"speed", job.speed}};
+}
+
+/// QEMU has a class of its own for one that is not there.
+Node& FakeQemu::commit_device(const std::string& name) {
+  try {
+    graph_.lookup(name);
+  } catch (const BlockError&) {
+    throw BlockError(fmt::format("Device '{}' not found", name), "DeviceNotFound");
+  }
+  Node& active = root_node(name);
+  graph_.refuse_if_blocked(active);
+  return active;
+}
+
+Node& FakeQemu::node_in_chain(const std::string& name, Node& top) {
+  Node* node = graph_.find(name);
+  if (node == nullptr)
+    refuse("Cannot find device='' nor node-name='{}'", name);
+  if (node != &top && !graph_.is_below(*node, top))
+    refuse("'{}' is not in this backing file chain", name);
+  return *node;
+}
+
 Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
-  Node& active = graph_.lookup(command.device);
-  if (graph_.device_of(active) == nullptr)
-    refuse("Need a root block node");
-  Node* top = command.top_node ? graph_.find(*command.top_node) : &active;
-  if (top == nullptr || (top != &active && !graph_.is_below(*top, active)))
-    refuse("'{}' is not in this backing file chain", command.top_node.value_or(""));
-  Node* base = command.base_node ? graph_.find(*command.base_node) : nullptr;
-  if (!command.base_node) {
-    base = top;
+  Node& active = commit_device(command.device);
+  Node& top = command.top_node ? node_in_chain(*command.top_node, active) : active;
+  Node* base = &top;
+  if (command.base_node)
+    base = &node_in_chain(*command.base_node, top);
+  else
     while (base->backing != nullptr)
       base = base->backing;
-  }
-  if (base == nullptr || (base != top && !graph_.is_below(*base, *top)))
-    refuse("'{}' is not in this backing file chain", command.base_node.value_or(""));
-  if (base == top)
+  if (base == &top)
     refuse("cannot commit an image into itself");
-  const bool intermediate = top != &active;
+  const bool intermediate = &top != &active;
   if (!intermediate && command.backing_file)
     refuse("'backing-file' specified, but 'top' is the active layer");
-  const std::string id = command.job_id.value_or("");
+  const Device* device = graph_.device_of(active);
+  const std::string id = command.job_id.value_or(device == nullptr ? "" : device->name);
+  const bool base_was_read_only = base->read_only;
+  if (!intermediate)
+    graph_.set_read_only(*base, false);
+  if (!is_well_formed(id))
+    refuse("Invalid job ID '{}'", id);
   for (const Job& job : jobs_)
     if (job.id == id)
       refuse("Job ID '{}' already in use", id);
-  for (const Node* node = &active; node != nullptr; node = node->backing)
-    if (!node->job.empty())
-      refuse("Node '{}' is busy: block device is in use by block job: commit", node->name);
-  graph_.set_read_only(*base, false);
 
   Job& job = jobs_.emplace_back();
   job.id = id;
-  job.active = &active;
-  job.top = top;
+  job.main = job.active = &active;
+  job.top = &top;
   job.base = base;
   job.backing_file = command.backing_file;
   job.intermediate = intermediate;
+  job.base_was_read_only = base_was_read_only;
   job.auto_finalize = command.auto_finalize.value_or(true);
   job.auto_dismiss = command.auto_dismiss.value_or(true);
   job.serial = ++last_job_;
-  job.length = top->image->granules();
-  job.granule_size = top->image->granule_size();
+  job.speed = command.speed.value_or(0);
+  job.length = top.image->granules();
+  job.granule_size = top.image->granule_size();
   for (std::uint64_t granule = 0; granule < job.length; ++granule)
-    for (const Node* node = top; node != base; node = node->backing)
+    for (const Node* node = &top; node != base; node = node->backing)
       if (node->image->held(granule) != Held::nothing) {
         job.dirty.insert(granule);
         break;
       }
-  for (Node* node = top; node != nullptr; node = node->backing) {
-    node->job = id;
-    if (node == base)
-      break;
-  }
   set_status(job, "created");
+  if (intermediate)
+    open_for_commit(job);
+  block_nodes(job);
   set_status(job, "running");
   start_copying(job);
   return {};
+}
+
+/// Nobody may read what an intermediate commit makes no sense of, and its base must be writable.
+void FakeQemu::open_for_commit(Job& job) {
+  try {
+    graph_.set_read_only(*job.base, false);
+    try {
+      graph_.refuse_if_read_by_others(*job.top);
+    } catch (const BlockError&) {
+      if (job.base_was_read_only)
+        graph_.try_read_only(*job.base);
+      throw;
+    }
+  } catch (const BlockError&) {
+    set_status(job, "null");
+    jobs_.pop_back();
+    throw;
+  }
+}
+
+void FakeQemu::block_nodes(Job& job) {
+  for (Node* node = job.active; node != nullptr; node = node->backing) {
+    node->job = job.id;
+    if (node == job.base)
+      break;
+  }
+  job.base->has_job_blk = true;
+  job.top->has_job_blk = job.intermediate;
+  job.top->filtered = !job.intermediate;
+}
+
+/// One that copies for the guest's overlay ends a little later.
+Nothing FakeQemu::job_cancel(const qapi::JobCancel& command) {
+  Job& job = job_in(command.id, "cancel", {"running", "ready", "pending"});
+  job.cancelled = true;
+  if (job.intermediate || job.status == "pending")
+    conclude(job, kCancelled);
+  else
+    asio::co_spawn(executor_, cancel_job(job.serial), asio::detached);
+  return {};
+}
+
+asio::awaitable<void> FakeQemu::cancel_job(std::uint64_t serial) {
+  co_await clock_->wait(timing_.job_granule);
+  if (Job* job = working_job(serial))
+    conclude(*job, kCancelled);
 }
 
 void FakeQemu::start_copying(Job& job) {
@@ -96,18 +220,19 @@ Job* FakeQemu::working_job(std::uint64_t serial) {
 /// Copies until nothing is dirty, and goes on to what comes next. The job may be gone after every
 /// wait.
 asio::awaitable<void> FakeQemu::run_job(std::uint64_t serial) {
+  Clock::Duration pause = timing_.job_granule;
   while (true) {
-    co_await clock_->wait(timing_.job_granule);
+    co_await clock_->wait(pause);
     Job* job = working_job(serial);
-    if (job == nullptr)
+    if (job == nullptr || job->cancelled)
       co_return;
-    if (job->cancelled) {
-      conclude(*job, "Operation canceled");
-      co_return;
-    }
     if (job->dirty.empty()) {
       job->copying = false;
-      converge(*job);
+      try {
+        converge(*job);
+      } catch (const BlockError& failure) {
+        conclude(*job, failure.what());
+      }
       co_return;
     }
     const auto refusal = hooks_.job_error(job->id);
@@ -120,22 +245,27 @@ asio::awaitable<void> FakeQemu::run_job(std::uint64_t serial) {
       error = failure.what();
     }
     if (!error.empty()) {
+      emit("BLOCK_JOB_ERROR", {{"device", job->id}, {"operation", "write"}, {"action", "report"}});
       conclude(*job, error);
       co_return;
     }
     job->dirty.erase(granule);
-    ++job->done;
+    job->done = job->intermediate ? granule + 1 : job->done + 1;
+    const std::uint64_t speed = job->speed;
+    const std::uint64_t size = job->granule_size;
     hooks_.step("job copied");
+    pause = speed == 0 ? timing_.job_granule : std::chrono::microseconds(size * 1000000 / speed);
   }
 }
 
 void FakeQemu::converge(Job& job) {
   if (job.intermediate) {
+    job.done = job.length;
     make_pending(job);
   } else if (job.status == "running") {
     graph_.flush(*job.base);
     set_status(job, "ready");
-    emit("BLOCK_JOB_READY", {{"device", job.id}, {"type", "commit"}});
+    emit("BLOCK_JOB_READY", progress_of(job));
     hooks_.step("job ready");
   } else if (job.complete) {
     graph_.flush(*job.base);
@@ -159,23 +289,21 @@ void FakeQemu::make_pending(Job& job) {
 /// `error`: empty where it went well.
 void FakeQemu::conclude(Job& job, const std::string& error) {
   job.error = error;
-  const std::string id = job.id;
+  release(job);
   if (!error.empty()) {
     set_status(job, "aborting");
-    release(job);
-    if (job.intermediate || version_.major >= 10)
-      graph_.set_read_only(*job.base, true);  // QEMU 7.2 leaves an active commit's writable
+    const bool restores = job.intermediate || version_.major >= 10;  // 7.2: not an active commit
+    if (restores && job.base_was_read_only)
+      graph_.try_read_only(*job.base);
+  } else if (job.intermediate) {
+    finish_intermediate(job);
   } else {
-    release(job);
-    if (job.intermediate)
-      finish_intermediate(job);
-    else
-      finish_active(job);
+    finish_active(job);
   }
   job.drains = false;
   write_held_back();
-  json::object data{{"device", id}, {"type", "commit"}};
-  if (!error.empty())
+  json::object data = progress_of(job);
+  if (!error.empty() && !job.cancelled)
     data["error"] = error;
   emit(job.cancelled ? "BLOCK_JOB_CANCELLED" : std::string(qapi::BlockJobCompleted::kName),
        std::move(data));
@@ -203,15 +331,20 @@ void FakeQemu::finish_intermediate(Job& job) {
     hooks_.step("header names another backing file");
     above->backing = job.base;
   }
-  graph_.set_read_only(*job.base, true);
+  graph_.try_read_only(*job.base);
   hooks_.step("base is read-only again");
   graph_.collect();
 }
 
 void FakeQemu::release(Job& job) {
-  for (const auto& node : graph_.nodes())
-    if (node->job == job.id)
-      node->job.clear();
+  for (const auto& node : graph_.nodes()) {
+    if (node->job != job.id)
+      continue;
+    node->job.clear();
+    node->filtered = node->has_job_blk = false;
+  }
+  if (!job.intermediate)
+    job.main = nullptr;
 }
 
 }  // namespace nbdelta::sim

@@ -2,11 +2,15 @@
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
+#include <exception>
 #include <functional>
+#include <map>
 #include <string>
 
+#include "client/say.hpp"
 #include "sim/explore.hpp"
 #include "sim/forecast_command.hpp"
+#include "sim/run_command.hpp"
 
 namespace {
 
@@ -65,8 +69,15 @@ int main(int argc, char** argv) {
   explore->add_option("--seed", options.seed, "Replays one, with its log");
   explore->add_option("--jobs", options.jobs, "Threads");
   explore->add_flag("--shrink", options.shrink, "Leaves away what the violation does not need");
-  std::function<int()> run = [&] { return run_explore(options); };
-  add_forecast(app, run);
+  const std::map<std::string, std::function<int()>> others{{"run", add_run_command(app)},
+                                                           {"forecast", add_forecast_command(app)},
+                                                           {"check", add_check_command(app)}};
   CLI11_PARSE(app, argc, argv);
-  return run();
+  try {
+    const auto other = others.find(app.get_subcommands().front()->get_name());
+    return other == others.end() ? run_explore(options) : other->second();
+  } catch (const std::exception& error) {
+    nbdelta::client::say("nbdelta-sim: {}\n", error.what());
+    return 1;
+  }
 }

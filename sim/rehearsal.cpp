@@ -96,11 +96,11 @@ void Rehearsal::draw_times() {
   qemu_.timing().transaction = qemu_.timing().command + vary(qemu.snapshot * disks, qemu.jitter);
   qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
   agent_.command_time = vary(scenario_.agent.latency, scenario_.agent.jitter);
-  agent_.thaw_time = vary(scenario_.agent.thaw, scenario_.agent.jitter);
+  agent_.thaw_time = vary(scenario_.agent.thaw * disks, scenario_.agent.jitter);
 }
 
 Clock::Duration Rehearsal::storage_time(std::uint64_t bytes) {
-  return guest_->storage().write(time_.now(), bytes) - time_.now();
+  return guest_->storage().stream(time_.now(), bytes) - time_.now();
 }
 
 Clock::Duration Rehearsal::pull_time(bool changed) {

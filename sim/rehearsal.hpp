@@ -58,6 +58,7 @@ class Rehearsal final : public Host {
   void connect();
   /// How the host is at this moment.
   void draw_times();
+  /// Of a granule of a pull or a commit, which have many on their way.
   Clock::Duration storage_time(std::uint64_t bytes);
   bool run_once();
   std::uint64_t overlay_bytes() const;

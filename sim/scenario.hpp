@@ -31,7 +31,7 @@ struct QemuSetup {
 /// The guest agent, but for what the guest itself takes to freeze.
 struct AgentSetup {
   Clock::Duration latency = std::chrono::microseconds(500);  // of each command
-  Clock::Duration thaw = std::chrono::milliseconds(6);
+  Clock::Duration thaw = std::chrono::milliseconds(6);       // of each disk's file system
   double jitter = 0.2;  // of both; of the freeze, see GuestSetup
 };
 

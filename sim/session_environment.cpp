@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <utility>
 
+#include "client/backup/commit_guard.hpp"
 #include "client/backup/guardian.hpp"
 #include "client/backup/names.hpp"
 #include "sim/pipe.hpp"
@@ -52,6 +53,12 @@ class SimFiles final : public backup::Files {
     look();
     if (!exists(path))
       fail(ENOENT, "{}: No such file or directory", path);
+  }
+  void check_unused(const std::string& path) override {
+    check_readable(path);
+    const MemoryImage* image = store().image(path);
+    if (image != nullptr && (image->writer || image->readers != 0))
+      fail(EAGAIN, "{}: another process has it open", path);
   }
   void sync(const std::string& path) override { change("sync " + path); }
   std::uint64_t allocated(const std::string& path) override {
@@ -269,6 +276,16 @@ class SimEnvironment final : public backup::Environment {
     return std::move(ours);
   }
 
+  std::unique_ptr<qmp::Channel> start_commit_guard() override {
+    live();
+    host_->step("start a commit's guard", process_);
+    live();
+    Process& process = host_->start_guardian_process();
+    auto [ours, theirs] = make_pipe(*process_, process, "the commit's guard");
+    process.spawn(guard_commit(*host_, process, std::move(theirs)));
+    return std::move(ours);
+  }
+
   asio::awaitable<std::unique_ptr<backup::Server>> serve(backup::ServeRequest request) override {
     live();
     host_->step("start nbdkit", process_);
@@ -383,16 +400,6 @@ class SimEnvironment final : public backup::Environment {
     live();
   }
 
-  bool reads_as_below(const std::string& overlay) override {
-    live();
-    const Store& store = host_->store();
-    const MemoryImage* image = store.image(overlay);
-    for (std::uint64_t granule = 0; granule < image->granules(); ++granule)
-      if (read_chain(store, overlay, granule) != read_chain(store, image->backing()->path, granule))
-        return false;
-    return true;
-  }
-
   bool stop_requested() override { return host_->interrupted(); }
 
  private:
@@ -441,6 +448,15 @@ class SimEnvironment final : public backup::Environment {
     backup::Guardian guardian(connect, std::move(session), process.clock(), 1000);
     try {
       co_await guardian.run();
+    } catch (const Error&) {  // it says so to nobody here
+    }
+  }
+
+  static asio::awaitable<void> guard_commit(Host& host, Process& process,
+                                            std::unique_ptr<qmp::Channel> session) {
+    SimEnvironment environment(host, process);
+    try {
+      co_await backup::guard_commit(environment, std::move(session));
     } catch (const Error&) {  // it says so to nobody here
     }
   }

@@ -76,6 +76,16 @@ bool Store::lock_for_writing(const std::string& path, bool locked) {
   return true;
 }
 
+bool Store::written_by_others(const std::string& path) {
+  const MemoryImage* found = image(path);
+  return found != nullptr && found->writer;
+}
+
+bool Store::read_by_others(const std::string& path) {
+  const MemoryImage* found = image(path);
+  return found != nullptr && found->readers != 0;
+}
+
 MemoryImage& Store::create_image(const std::string& path, const std::string& format,
                                  std::uint64_t granules) {
   StoredFile& file = files_[path];

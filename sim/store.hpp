@@ -83,6 +83,8 @@ class Store final : public ImageHost {
  public:
   std::shared_ptr<Image> open(const std::string& path, const std::string& format) override;
   bool lock_for_writing(const std::string& path, bool locked) override;
+  bool written_by_others(const std::string& path) override;
+  bool read_by_others(const std::string& path) override;
 
   MemoryImage& create_image(const std::string& path, const std::string& format,
                             std::uint64_t granules);

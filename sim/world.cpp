@@ -22,6 +22,7 @@ namespace {
 constexpr const char* kFolder = "/repo/vm";
 constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
 constexpr Clock::Duration kLongestFreeze = 60s;
+constexpr Clock::Duration kLongestHold = 15s;
 constexpr std::uint64_t kMostSteps = 20'000;
 constexpr std::uint32_t kWritesOfARun = 60;
 constexpr Clock::Duration kPullGranule = 200us;
@@ -550,7 +551,7 @@ void World::run_recover(bool must_work) {
 }
 
 void World::recover_offline(const std::vector<std::size_t>& disks) {
-  const bool worked = run_in_process(
+  run_in_process(
       "recover --offline",
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         backup::Files& files = environment.files();
@@ -565,43 +566,7 @@ void World::recover_offline(const std::vector<std::size_t>& disks) {
         }
         co_return;
       },
-      false);
-  if (!worked) {
-    note("recover --offline did not end");
-    follow_advice(disks);
-  }
-}
-
-/// As recover --offline advises where it cannot tell which of two is newer: the operator compares.
-void World::follow_advice(const std::vector<std::size_t>& disks) {
-  for (const std::size_t i : disks) {
-    std::string top;
-    for (const auto& [path, file] : store_.files())
-      if (file.image && path.starts_with("/vm/nbdelta-") &&
-          path.ends_with("-" + disk_name(i) + ".qcow2"))
-        top = path;
-    if (top.empty())
-      continue;
-    const auto shows_all = [&](const std::string& path) {
-      for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule)
-        if (read_file(path, granule) != contents_[i][granule])
-          return false;
-      return true;
-    };
-    if (shows_all(top)) {
-      MemoryImage& base = *store_.image(image_path(i));
-      for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule)
-        base.write(granule, contents_[i][granule]);
-      base.flush();
-    } else if (!shows_all(image_path(i))) {
-      violated(fmt::format("neither {} nor its base has all that was written", top));
-    }
-    std::erase_if(store_.files(), [&](const auto& file) {
-      return file.first.starts_with("/vm/nbdelta-") &&
-             file.first.ends_with("-" + disk_name(i) + ".qcow2");
-    });
-    note("an operator compared overlay and base");
-  }
+      true);
 }
 
 /// As an operator does it: overlays that were not committed are, before the guest is started.
@@ -650,6 +615,8 @@ void World::run() {
   run_recover(true);
   if (frozen_since_)
     violated("recover leaves the guest frozen");
+  if (held_since_)
+    violated("recover leaves the guest's writes held back");
   const std::size_t before = log_.size();
   run_recover(true);
   for (std::size_t i = before; i < log_.size(); ++i)
@@ -675,9 +642,18 @@ void World::run() {
 // ---- What must hold ----
 
 void World::check_always() {
-  if (!qemu_ || qemu_->process.doomed())
+  if (!qemu_ || qemu_->process.doomed()) {
+    held_since_.reset();
     return;
+  }
   const std::vector<Device>& devices = qemu_->fake.graph().devices();
+  if (std::none_of(devices.begin(), devices.end(),
+                   [&](const Device& device) { return qemu_->fake.drained(device); }))
+    held_since_.reset();
+  else if (!held_since_)
+    held_since_ = time_.now();
+  else if (time_.now() - *held_since_ > kLongestHold && !guardian_was_killed_)
+    violated("a commit holds the guest's writes back");
   for (std::size_t i = 0; i < devices.size(); ++i)
     for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
       const WriteNumber found = qemu_->fake.graph().read(*devices[i].root, granule);

@@ -119,7 +119,6 @@ class World final : public Host {
   void end_faults();
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
-  void follow_advice(const std::vector<std::size_t>& disks);
 
   void check_always();
   void check_points();
@@ -151,6 +150,7 @@ class World final : public Host {
   std::vector<DiskContents> switches_;
   WriteNumber last_write_ = 0;
   std::optional<Clock::Time> frozen_since_;
+  std::optional<Clock::Time> held_since_;  // by a commit that is pending
   std::set<std::string> checked_points_;
   std::set<std::string> seen_;
   std::vector<std::string> log_;

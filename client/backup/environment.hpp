@@ -42,6 +42,8 @@ class Files {
   virtual std::optional<std::string> backing_of(const std::string& path) = 0;
   /// Throws Error where the image cannot be opened for reading.
   virtual void check_readable(const std::string& path) = 0;
+  /// Throws Error where QEMU, or anybody who takes part in its image locking, has the image open.
+  virtual void check_unused(const std::string& path) = 0;
   /// Returns when what was written to the file is durable.
   virtual void sync(const std::string& path) = 0;
   /// Bytes that the file takes on its storage.
@@ -134,6 +136,8 @@ class Environment {
   virtual asio::awaitable<std::unique_ptr<qmp::Channel>> connect_qmp(std::string address) = 0;
   /// Starts a guardian; it connects to the agent itself.
   virtual std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) = 0;
+  /// Starts a process of its own that runs guard_commit() on the other end of the channel.
+  virtual std::unique_ptr<qmp::Channel> start_commit_guard() = 0;
   /// Returns when the plugin takes connections. Throws Error with what it said.
   virtual asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) = 0;
   /// Ends the plugins of earlier sessions that still serve one of these images (and hold its
@@ -145,8 +149,6 @@ class Environment {
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is
   /// durable. Throws Error with what was said.
   virtual void commit_offline(const std::string& overlay) = 0;
-  /// Whether an overlay that no QEMU has open reads the same as its backing file. Throws Error.
-  virtual bool reads_as_below(const std::string& overlay) = 0;
   /// Whether the session should end early: its user wants it to.
   virtual bool stop_requested() = 0;
 };

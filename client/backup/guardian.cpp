@@ -56,9 +56,9 @@ asio::awaitable<void> Guardian::run() {
 asio::awaitable<std::optional<std::string>> Guardian::next_line() {
   while (true) {
     if (!frozen_)
-      co_return co_await receive_line();
+      co_return co_await lines_.next();
     try {
-      co_return co_await before(*clock_, deadline_, receive_line(), "deadline");
+      co_return co_await before(*clock_, deadline_, lines_.next(), "deadline");
     } catch (const TimedOut&) {
     }
     if (!thawed_)
@@ -68,18 +68,6 @@ asio::awaitable<std::optional<std::string>> Guardian::next_line() {
     } catch (const Error&) {  // again, until it works
     }
     deadline_ = clock_->now() + pause_;
-  }
-}
-
-asio::awaitable<std::optional<std::string>> Guardian::receive_line() {
-  while (true) {
-    if (auto line = framer_.next())
-      co_return line;
-    try {
-      framer_.feed(co_await session_->receive());
-    } catch (const qmp::ChannelLost&) {
-      co_return std::nullopt;
-    }
   }
 }
 

@@ -10,7 +10,7 @@
 #include "client/clock.hpp"
 #include "client/qmp/agent.hpp"
 #include "client/qmp/channel.hpp"
-#include "qapi/framing.hpp"
+#include "client/qmp/line_reader.hpp"
 
 namespace nbdelta::client::backup {
 
@@ -37,7 +37,6 @@ class Guardian {
 
  private:
   asio::awaitable<std::optional<std::string>> next_line();
-  asio::awaitable<std::optional<std::string>> receive_line();
   asio::awaitable<void> serve(std::string line);
   asio::awaitable<qapi::json::value> carry_out(qapi::Command command);
   asio::awaitable<guardian::Prepared> prepare(guardian::Prepare command);
@@ -53,11 +52,11 @@ class Guardian {
 
   Connect connect_;
   std::unique_ptr<qmp::Channel> session_;
+  qmp::LineReader lines_{*session_};
   Clock* clock_;
   std::int64_t last_id_;
   std::unique_ptr<qmp::Agent> agent_;
   bool in_step_ = false;  // the agent's next answer is to our next command
-  qapi::Framer framer_;
   bool frozen_ = false;
   Clock::Time deadline_{};
   static constexpr std::chrono::milliseconds kFirstPause{50};

@@ -7,6 +7,8 @@
 #include <exception>
 #include <utility>
 
+#include "client/backup/commit_guard.hpp"
+#include "client/backup/overlay_files.hpp"
 #include "qapi/block_nodes.hpp"
 
 namespace nbdelta::client::backup {
@@ -15,11 +17,14 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr Clock::Duration kPoll = 250ms;       // events shorten it
-constexpr Clock::Duration kCompletion = 120s;  // from job-complete to the end
+constexpr Clock::Duration kCompletion = 120s;  // from job-complete to pending, and to the end
 constexpr Clock::Duration kCancel = 30s;
+constexpr Clock::Duration kAnswer = qmp::Client::kTimeout;
+constexpr Clock::Duration kHurry = 5s;  // for an answer while the guest's writes may wait
 
-asio::awaitable<std::optional<qapi::JobInfo>> query_job(qmp::Client& qmp, std::string id) {
-  const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{});
+asio::awaitable<std::optional<qapi::JobInfo>> query_job(qmp::Client& qmp, std::string id,
+                                                        Clock::Duration timeout = kAnswer) {
+  const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{}, timeout);
   for (const qapi::JobInfo& job : jobs)
     if (job.id == id)
       co_return job;
@@ -34,8 +39,9 @@ asio::awaitable<void> pause(qmp::Client& qmp) {
   }
 }
 
-asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id) {
-  const auto job = co_await query_job(qmp, id);
+asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id,
+                                          Clock::Duration timeout = kAnswer) {
+  const auto job = co_await query_job(qmp, id, timeout);
   if (!job)
     fail(ENOENT, "QEMU does not know the job {} any more", id);
   co_return *job;
@@ -43,10 +49,11 @@ asio::awaitable<qapi::JobInfo> must_query(qmp::Client& qmp, std::string id) {
 
 /// Until the job has `status`, or is concluded.
 asio::awaitable<qapi::JobInfo> wait_until(qmp::Client& qmp, std::string id, std::string_view status,
-                                          Clock::Duration patience) {
+                                          Clock::Duration patience,
+                                          Clock::Duration timeout = kAnswer) {
   const Clock::Time deadline = qmp.clock().now() + patience;
   while (true) {
-    qapi::JobInfo job = co_await must_query(qmp, id);
+    qapi::JobInfo job = co_await must_query(qmp, id, timeout);
     if (job.status == status || job.status == "concluded")
       co_return job;
     if (qmp.clock().now() > deadline)
@@ -75,60 +82,126 @@ asio::awaitable<void> dismiss_failed(qmp::Client& qmp, qapi::JobInfo job) {
   fail(EIO, "the commit failed: {}", *job.error);
 }
 
+/// Returns what was done. Where `overlay` is marked as committed, the guest moves.
+asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobInfo job,
+                                     std::string overlay) {
+  if (job.status == "waiting" || job.status == "aborting")
+    job = co_await wait_until(qmp, job.id, "pending", kCompletion);
+  const bool marked = !overlay.empty() && is_committed(files, overlay);
+  if (job.status != "concluded" && !(job.status == "pending" && marked)) {
+    if (marked)
+      unmark_committed(files, overlay);  // before the guest writes there again
+    co_await cancel(qmp, job.id);
+    co_return fmt::format("cancelled the job {} ({})", job.id, job.status);
+  }
+  const std::string before = job.status;
+  if (before == "pending") {
+    const qapi::JobFinalize job_finalize{.id = job.id};
+    co_await qmp.call(job_finalize);
+    job = co_await wait_until_concluded(qmp, job.id, kCompletion);
+  }
+  if (job.error && marked)
+    unmark_committed(files, overlay);
+  const qapi::JobDismiss job_dismiss{.id = job.id};
+  co_await qmp.call(job_dismiss);
+  co_return fmt::format("{} the job {} (it {}{})", before == "pending" ? "finalized" : "dismissed",
+                        job.id, before == "pending" ? "was pending" : "had ended",
+                        job.error ? ": " + *job.error : std::string());
+}
+
+/// From READY to the end. Throws Error; what is left is to be ended then.
+asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
+  remove_current(files, commit.overlay_local);
+  const qapi::JobComplete job_complete{.id = commit.job};
+  co_await qmp.call(job_complete, kHurry);
+  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
+  if (info.status == "pending") {  // the guest's writes wait from here
+    mark_committed(files, commit.overlay_local);
+    const qapi::JobFinalize job_finalize{.id = commit.job};
+    co_await qmp.call(job_finalize, kHurry);
+    info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
+  }
+  if (info.error)
+    fail(EIO, "the commit failed: {}", *info.error);
+}
+
+/// Returns whether it got ready.
+asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, ActiveCommit commit) {
+  const Clock::Time deadline = qmp.clock().now() + commit.ready_deadline;
+  qapi::JobInfo info;
+  while (true) {
+    info = co_await must_query(qmp, commit.job);
+    if (info.status == "ready" || info.status == "pending" || info.status == "concluded")
+      break;
+    if (qmp.clock().now() > deadline)
+      co_return false;
+    co_await pause(qmp);
+  }
+  if (info.error)
+    fail(EIO, "the commit failed: {}", *info.error);
+  if (info.status == "pending")  // the guest's writes wait
+    fail(ECANCELED, "somebody else has ended the job {}", commit.job);
+  if (info.status == "ready") {
+    CommitGuard guard(environment);
+    const CommitWatch watch{
+        .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
+    co_await guard.watch(watch);
+    co_await move_guest(qmp, environment.files(), commit);
+    co_await guard.release();
+  }
+  co_return true;
+}
+
+/// Somebody else may have ended the commit where it was, or have taken the disk away.
+asio::awaitable<bool> runs_on(qmp::Client& qmp, std::string node) {
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  co_return std::any_of(devices.begin(), devices.end(), [&](const qapi::DeviceInfo& device) {
+    return device.inserted && device.inserted->node_name == node;
+  });
+}
+
 }  // namespace
 
-asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std::string top,
-                                         std::string base, Clock::Duration ready_deadline,
-                                         CommitHooks hooks) {
-  const Clock::Time deadline = qmp.clock().now() + ready_deadline;
-  const qapi::BlockCommit block_commit{.job_id = job,
-                                       .device = top,
-                                       .base_node = base,
+asio::awaitable<std::string> end_active(qmp::Client& qmp, Files& files, std::string job,
+                                        std::string overlay_local) {
+  const std::optional<qapi::JobInfo> info = co_await query_job(qmp, job);
+  if (!info)
+    co_return std::string();
+  co_return co_await end_job(qmp, files, *info, overlay_local);
+}
+
+asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
+                                         ActiveCommit commit) {
+  Files& files = environment.files();
+  const qapi::BlockCommit block_commit{.job_id = commit.job,
+                                       .device = commit.top,
+                                       .base_node = commit.base,
                                        .top_node = std::nullopt,
                                        .backing_file = std::nullopt,
                                        .speed = std::nullopt,
-                                       .auto_finalize = std::nullopt,
+                                       .auto_finalize = false,
                                        .auto_dismiss = false};
   co_await qmp.call(block_commit);
-  qapi::JobInfo info;
-  while (true) {
-    info = co_await must_query(qmp, job);
-    if (info.status == "ready" || info.status == "concluded")
-      break;
-    if (qmp.clock().now() > deadline) {
-      co_await cancel(qmp, job);
-      co_return CommitEnd::not_ready;
-    }
-    co_await pause(qmp);
+  bool ready = true;
+  std::exception_ptr failure;
+  try {
+    ready = co_await run_commit(qmp, environment, commit);
+  } catch (const qmp::ChannelLost&) {
+    throw;
+  } catch (const Error&) {
+    failure = std::current_exception();
   }
-  if (info.status == "ready") {
-    std::exception_ptr refused;
-    try {
-      hooks.before_complete();
-    } catch (const Error&) {
-      refused = std::current_exception();
-    }
-    if (refused) {
-      co_await cancel(qmp, job);
-      std::rethrow_exception(refused);
-    }
-    const qapi::JobComplete job_complete{.id = job};
-    co_await qmp.call(job_complete);
-    info = co_await wait_until_concluded(qmp, job, kCompletion);
+  co_await end_active(qmp, files, commit.job, commit.overlay_local);
+  if (!ready)
+    co_return CommitEnd::not_ready;
+  const bool moved = co_await runs_on(qmp, commit.base);
+  if (!moved) {
+    if (failure)
+      std::rethrow_exception(failure);
+    fail(EIO, "the commit has ended without moving the guest to {}", commit.base);
   }
-  if (info.error)
-    co_await dismiss_failed(qmp, info);
-  // Somebody else may have ended it where it was, or have taken the disk away.
-  const auto devices = co_await qmp.call(qapi::QueryBlock{});
-  const bool moved =
-      std::any_of(devices.begin(), devices.end(), [&](const qapi::DeviceInfo& device) {
-        return device.inserted && device.inserted->node_name == base;
-      });
-  if (!moved)
-    fail(EIO, "the commit has ended without moving the guest to {}", base);
-  hooks.committed();
-  const qapi::JobDismiss job_dismiss{.id = job};
-  co_await qmp.call(job_dismiss);
+  if (!is_committed(files, commit.overlay_local))  // somebody else has completed it
+    mark_committed(files, commit.overlay_local);
   co_return CommitEnd::committed;
 }
 
@@ -189,28 +262,21 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
   }
 }
 
-asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp,
-                                                   std::function<bool(const SessionId&)> is_ours) {
+asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
+                                                   std::function<bool(const SessionId&)> is_ours,
+                                                   std::vector<StackedOverlay> tops) {
   std::vector<std::string> done;
   const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{});
   for (const qapi::JobInfo& job : jobs) {
     const auto session = session_of(job.id);
     if (!session || !is_ours(*session))
       continue;
-    if (job.status == "concluded") {
-      const qapi::JobDismiss job_dismiss{.id = job.id};
-      co_await qmp.call(job_dismiss);
-      done.push_back(fmt::format("dismissed the job {} (it had ended{})", job.id,
-                                 job.error ? ": " + *job.error : std::string()));
-    } else if (job.status == "waiting" || job.status == "aborting") {
-      co_await wait_until_concluded(qmp, job.id, kCompletion);
-      const qapi::JobDismiss job_dismiss{.id = job.id};
-      co_await qmp.call(job_dismiss);
-      done.push_back(fmt::format("waited for the job {} to end", job.id));
-    } else {
-      co_await cancel(qmp, job.id);
-      done.push_back(fmt::format("cancelled the job {} ({})", job.id, job.status));
-    }
+    // A session commits one disk after the other.
+    const auto top = std::find_if(tops.begin(), tops.end(), [&](const StackedOverlay& each) {
+      return each.session == *session && is_committed(files, each.local);
+    });
+    const std::string overlay = top == tops.end() ? std::string() : top->local;
+    done.push_back(co_await end_job(qmp, files, job, overlay));
   }
   co_return done;
 }

@@ -17,17 +17,30 @@ enum class CommitEnd : std::uint8_t {
   not_ready,  // the guest writes faster than the job copies; it was cancelled
 };
 
-/// What an active commit asks of the session.
-struct CommitHooks {
-  std::function<void()> before_complete = [] {};  // the guest moves to the base from here on
-  std::function<void()> committed = [] {};        // it has; the job is not dismissed yet
+/// A commit of what the guest writes to.
+struct ActiveCommit {
+  std::string job;
+  std::string top;
+  std::string base;
+  std::string overlay_local;
+  std::string qmp_address;
+  Clock::Duration ready_deadline{};
 };
 
-/// Commits `top`, what is between, and what the guest writes meanwhile, into `base`, and moves the
-/// guest there. Throws Error with what the job said; the guest is where it was then.
-asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, std::string job, std::string top,
-                                         std::string base, Clock::Duration ready_deadline,
-                                         CommitHooks hooks);
+/// Commits `top`, what is between, and what the guest writes meanwhile, into the base, and moves
+/// the guest there. Throws Error with what the job said; the guest is where it was then.
+///
+/// No crash leaves it open whether overlay or base is right: when all is copied, the job (which
+/// QEMU does not finalize by itself) holds the guest's writes back, with the base flushed; then the
+/// overlay is marked as committed, then the guest moves. That must not take long, nor depend on
+/// this process: a CommitGuard ends the job when we die.
+asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
+                                         ActiveCommit commit);
+
+/// Ends such a job in whatever state it is in: the guest moves where the overlay is marked as
+/// committed, and stays otherwise. Returns what was done; empty where there was no such job.
+asio::awaitable<std::string> end_active(qmp::Client& qmp, Files& files, std::string job,
+                                        std::string overlay_local);
 
 /// A commit of what the guest only reads.
 struct LowerCommit {
@@ -52,8 +65,9 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
-/// Cancels or dismisses each job of ours; says which.
-asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp,
-                                                   std::function<bool(const SessionId&)> is_ours);
+/// Ends each job of ours; says which. `overlays` (local) are what the disks run on.
+asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
+                                                   std::function<bool(const SessionId&)> is_ours,
+                                                   std::vector<StackedOverlay> tops);
 
 }  // namespace nbdelta::client::backup

@@ -32,8 +32,6 @@ struct JournalDisk {
   std::string overlay_path;
   std::string overlay_local;
   bool persistent = false;  // the new bitmap
-  bool completing = false;  // job-complete was about to be sent for the overlay
-  bool committed = false;   // the overlay holds nothing that the base has not
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("name", name);
@@ -46,8 +44,6 @@ struct JournalDisk {
     visit("overlay-path", overlay_path);
     visit("overlay-local", overlay_local);
     visit("persistent", persistent);
-    visit("completing", completing);
-    visit("committed", committed);
   }
 };
 

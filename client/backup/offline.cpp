@@ -14,27 +14,10 @@ namespace {
 /// Between two clocks and a journal that was written just before.
 constexpr std::int64_t kMargin_s = 10;
 
-enum class Moved : std::uint8_t { no, yes, unknown };
-
-/// Whether the guest had moved from the overlay to the base, when `entry` says that this was about
-/// to happen at `since`.
-Moved moved_to_base(Files& files, const std::string& overlay, const std::string& base,
-                    std::int64_t since) {
-  const std::int64_t overlay_written = files.modified(overlay);
-  const std::int64_t base_written = files.modified(base);
-  const bool overlay_later = overlay_written > since + kMargin_s;
-  const bool base_later = base_written > since + kMargin_s;
-  if (overlay_later == base_later)
-    return Moved::unknown;
-  return overlay_later ? Moved::no : Moved::yes;
-}
-
-const JournalDisk* find_entry(const std::optional<Journal>& journal, const std::string& overlay) {
-  if (journal)
-    for (const JournalDisk& disk : journal->disks)
-      if (disk.overlay_local == overlay)
-        return &disk;
-  return nullptr;
+bool is_of(const std::optional<Journal>& journal, const std::string& overlay) {
+  return journal &&
+         std::any_of(journal->disks.begin(), journal->disks.end(),
+                     [&](const JournalDisk& disk) { return disk.overlay_local == overlay; });
 }
 
 /// Whether the base was written to later than all that lies over it, though no session that may
@@ -45,9 +28,8 @@ bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::optional<Journal>& journal) {
   std::optional<std::int64_t> written;
   for (const std::string& overlay : overlays) {
-    if (const JournalDisk* entry = find_entry(journal, overlay)) {
-      if (entry->completing || entry->committed || journal->phase == phase::kCommit ||
-          journal->phase == phase::kKept)
+    if (is_of(journal, overlay)) {
+      if (journal->phase == phase::kCommit || journal->phase == phase::kKept)
         return false;
       written = std::max(written.value_or(0), journal->since);
     }
@@ -78,36 +60,23 @@ Settled recover_offline(Environment& environment, const std::string& image,
         base, overlays.back(), overlays.back()));
     return settled;
   }
+  // Before anything else: alone, one that was committed would look like the last one.
   for (const std::string& below : images)
     for (const std::string& overlay : overlays_directly_over(files, below))
-      if (!images.count(overlay)) {  // before anything else: alone, it would look like the last one
+      if (!images.count(overlay)) {
+        files.check_unused(overlay);
         remove_overlay(files, overlay, base);
         settled.done.push_back(fmt::format("removed {}: it had been committed", overlay));
       }
+  for (const std::string& overlay : overlays_beside(files, base))
+    if (!files.exists(overlay))  // but its mark is there
+      unmark_committed(files, overlay);
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
-    const std::string& below = overlays.size() > 1 ? overlays[overlays.size() - 2] : base;
-    const JournalDisk* entry = find_entry(journal, top);
-    bool committed = entry != nullptr && entry->committed;
-    if (entry != nullptr && entry->completing && !files.overlay_is_empty(top)) {
-      const Moved moved = moved_to_base(files, top, base, journal->since);
-      if (moved == Moved::unknown && !environment.reads_as_below(top)) {
-        settled.problems.push_back(fmt::format(
-            "{}: the session and QEMU died while the guest was moved from {} to its base; they "
-            "differ, and which of them is newer cannot be told. Both are left as they are. Compare "
-            "them ('qemu-img compare {} {}'); where the overlay is right, 'qemu-img commit {}', "
-            "then remove it",
-            base, top, top, below, top));
-        return settled;
-      }
-      committed = moved == Moved::yes;
-    }
-    if (committed) {
-      settled.done.push_back(fmt::format("{}: had been committed", top));
-    } else {  // an empty one too: its QEMU may not have written its tables yet, and has it locked
-      environment.commit_offline(top);
-      settled.done.push_back(fmt::format("committed {} into {}", top, below));
-    }
+    // An empty one too: its QEMU may not have written its tables yet, and has it locked.
+    environment.commit_offline(top);
+    settled.done.push_back(fmt::format("committed {} into {}", top,
+                                       overlays.size() > 1 ? overlays[overlays.size() - 2] : base));
     remove_overlay(files, top, base);
     settled.done.push_back(fmt::format("removed {}", top));
   }

@@ -11,6 +11,7 @@ namespace nbdelta::client::backup {
 namespace {
 
 constexpr std::string_view kPointer = ".at";
+constexpr std::string_view kCommitted = ".committed";
 constexpr std::size_t kMostOverlays = 256;
 constexpr std::string_view kCurrent = "nbdelta-current-";
 
@@ -23,7 +24,11 @@ std::string first_line(Files& files, const std::string& path) {
   return text.substr(0, text.find('\n'));
 }
 
-/// Every overlay that the folder of an image holds or points to.
+std::string mark_path(const std::string& overlay) {
+  return overlay + std::string(kCommitted);
+}
+
+/// Every overlay that the folder of an image holds or points to, or that has left its mark there.
 std::set<std::string> candidates(Files& files, const std::string& folder) {
   std::set<std::string> found;
   for (const std::string& name : files.list(folder)) {
@@ -31,6 +36,9 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
       continue;
     if (name.ends_with(".qcow2")) {
       found.insert(files.canonical(folder + "/" + name));
+    } else if (name.ends_with(kCommitted)) {
+      const std::string overlay = name.substr(0, name.size() - kCommitted.size());
+      found.insert(files.canonical(folder) + "/" + overlay);
     } else if (name.ends_with(kPointer)) {
       const std::string target = first_line(files, folder + "/" + name);
       if (!files.exists(target))
@@ -60,6 +68,7 @@ bool lies_over(Files& files, const std::string& overlay, const std::string& imag
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format) {
+  unmark_committed(files, overlay);  // of one of that name that has gone
   files.create_overlay(overlay, disk_size, backing, backing_format);
   if (files.canonical(folder_of(overlay)) == folder_of(base))
     return;
@@ -79,6 +88,18 @@ void remove_current(Files& files, const std::string& overlay) {
       files.remove(folder + "/" + name);
 }
 
+void mark_committed(Files& files, const std::string& overlay) {
+  files.write_text(mark_path(overlay), {});
+}
+
+void unmark_committed(Files& files, const std::string& overlay) {
+  files.remove(mark_path(overlay));
+}
+
+bool is_committed(Files& files, const std::string& overlay) {
+  return files.exists(mark_path(overlay));
+}
+
 bool is_half_made(Files& files, const std::string& overlay) {
   return !files.backing_of(overlay);
 }
@@ -90,6 +111,7 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
   files.remove(overlay);
+  unmark_committed(files, overlay);  // last: without it the overlay would count again
   return was_there;
 }
 
@@ -111,6 +133,8 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
   std::set<std::string> left = candidates(files, folder_of(start));
   if (!overlay_dir.empty())
     left.merge(candidates(files, files.canonical(overlay_dir)));
+  const auto is_old = [&](const std::string& overlay) { return is_committed(files, overlay); };
+  std::erase_if(left, is_old);
   std::vector<std::string> chain;
   std::string below = start;
   while (chain.size() < kMostOverlays) {
@@ -132,8 +156,10 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
     }
     below = last;
     chain.push_back(last);
-    if (folder_of(below) != folder_of(start))
+    if (folder_of(below) != folder_of(start)) {
       left.merge(candidates(files, folder_of(below)));
+      std::erase_if(left, is_old);
+    }
   }
   fail(ELOOP, "{}: more than {} overlays lie over it", start, kMostOverlays);
 }

@@ -10,7 +10,10 @@ namespace nbdelta::client::backup {
 
 /// Overlays are `nbdelta-CHAIN-NUMBER-DISK.qcow2`, beside the base or in another folder. In that
 /// case `nbdelta-CHAIN-NUMBER-DISK.qcow2.at` beside the base says where, so that nobody starts a
-/// guest without its overlay. Paths are this machine's.
+/// guest without its overlay. `nbdelta-CHAIN-NUMBER-DISK.qcow2.committed` beside the overlay says
+/// that the base has all that the overlay has, durably, and that the guest writes to the base, or
+/// is about to: the overlay counts for nothing any more, whoever finds it. Paths are this
+/// machine's.
 
 /// Throws Error; nothing is left then.
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
@@ -24,10 +27,16 @@ bool is_half_made(Files& files, const std::string& overlay);
 /// Nobody is to start a guest on the overlay any more: the file that says so goes.
 void remove_current(Files& files, const std::string& overlay);
 
-/// With what leads to it. Returns whether there was one.
+/// No guest may write to overlay or base meanwhile. Durable on return.
+void mark_committed(Files& files, const std::string& overlay);
+void unmark_committed(Files& files, const std::string& overlay);
+bool is_committed(Files& files, const std::string& overlay);
+
+/// With what leads to it, and what is said of it. Returns whether there was one.
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
 
-/// Every overlay that is beside an image, or pointed to from there, whatever it lies over. Throws
+/// Every overlay that is beside an image, or pointed to from there, whatever it lies over, and
+/// whether it counts or not. Throws
 /// Error where an overlay is pointed to and gone.
 std::vector<std::string> overlays_beside(Files& files, const std::string& image);
 

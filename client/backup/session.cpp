@@ -236,8 +236,7 @@ asio::awaitable<Settled> Session::settle() {
   std::optional<Repository> points;
   if (!options_->folder.empty())
     points.emplace(repository());
-  Settler settler(*environment_, *qmp_, options_->paths, options_->commit_deadline,
-                  points ? &*points : nullptr);
+  Settler settler(*environment_, *qmp_, *options_, points ? &*points : nullptr);
   co_return co_await settler.settle(journal_);
 }
 

@@ -137,7 +137,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
-  std::vector<std::string> ended = co_await end_jobs(*qmp_, is_ours);
+  std::vector<StackedOverlay> tops;
+  for (const GuestDisk& disk : inventory.disks)
+    if (!disk.overlays.empty())
+      tops.push_back(disk.overlays.front());
+  std::vector<std::string> ended = co_await end_jobs(*qmp_, environment_->files(), is_ours, tops);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
 
@@ -227,6 +231,9 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
     if (!is_ours(overlay))
       fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
 
+  for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
+    if (is_committed(environment_->files(), overlay.local))
+      unmark_committed(environment_->files(), overlay.local);
   co_await name_backing_files(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
@@ -309,34 +316,13 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
   enter_commit(journal);
-  JournalDisk* entry = nullptr;
-  if (journal)
-    for (JournalDisk& each : journal->disks)
-      if (each.overlay_local == overlay.local)
-        entry = &each;
-  if (entry != nullptr && entry->completing) {  // the guest is on the overlay: it was not moved
-    entry->completing = false;
-    save(*journal);
-  }
-  const CommitHooks hooks{.before_complete =
-                              [&] {
-                                remove_current(environment_->files(), overlay.local);
-                                if (entry == nullptr)
-                                  return;
-                                entry->completing = true;
-                                journal->since = environment_->wall_clock();
-                                save(*journal);
-                              },
-                          .committed =
-                              [&] {
-                                if (entry == nullptr)
-                                  return;
-                                entry->completing = false;
-                                entry->committed = true;
-                                save(*journal);
-                              }};
-  const CommitEnd end = co_await commit_active(*qmp_, overlay_node_name(overlay.session, 0) + "-a",
-                                               disk.top, disk.base_node, commit_deadline_, hooks);
+  const ActiveCommit commit{.job = overlay_node_name(overlay.session, 0) + "-a",
+                            .top = disk.top,
+                            .base = disk.base_node,
+                            .overlay_local = overlay.local,
+                            .qmp_address = options_->qmp,
+                            .ready_deadline = options_->commit_deadline};
+  const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);
   if (end == CommitEnd::not_ready) {
     settled_.overlay_kept = true;
     settled_.done.push_back(fmt::format(
@@ -462,31 +448,26 @@ asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::Bitma
 
 /// Whether an overlay that no disk runs on holds nothing that the base has not.
 bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
-  if (journal)
+  Files& files = environment_->files();
+  if (is_committed(files, local))
+    return true;
+  if (journal && journal->phase == phase::kPrepare)
     for (const JournalDisk& disk : journal->disks)
-      if (disk.overlay_local == local &&
-          (disk.committed ||
-           (journal->phase == phase::kPrepare && is_half_made(environment_->files(), local))))
+      if (disk.overlay_local == local && is_half_made(files, local))
         return true;
-  return environment_->files().overlay_is_empty(local);
+  return files.overlay_is_empty(local);
 }
 
-/// Whether a session that got as far as its commits has committed an overlay that is not in use any
-/// more: then a disk runs on its base, or on later overlays above that.
+/// Whether an earlier session's overlay was committed into what lies below it by a session that got
+/// as far as that: then a disk runs on its base, or on later overlays above that.
 bool Settler::was_committed(const std::string& local, const std::string& base,
                             const Inventory& inventory, const std::optional<Journal>& journal) {
-  if (!journal || journal->phase == phase::kPrepare)
-    return false;
   const auto session = session_of(base_name(local));
-  bool completing = false;  // this session's own: the guest was about to be moved
-  bool own = false;
-  for (const JournalDisk& disk : journal->disks)
-    if (disk.overlay_local == local) {
-      own = true;
-      completing = disk.completing;
-    }
-  if (!session || (own && !completing))
+  if (!journal || journal->phase == phase::kPrepare || !session)
     return false;
+  for (const JournalDisk& disk : journal->disks)
+    if (disk.overlay_local == local)
+      return false;
   return std::any_of(inventory.disks.begin(), inventory.disks.end(), [&](const GuestDisk& disk) {
     return disk.base_local == base &&
            std::all_of(disk.overlays.begin(), disk.overlays.end(), [&](const auto& overlay) {
@@ -552,7 +533,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
       const auto session = session_of(base_name(local));
       // A copy that somebody made has another name.
       const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name) &&
-                           files.backing_of(local);
+                           (is_committed(files, local) || files.backing_of(local));
       if (of_disk && ours(*session))
         loose[local] = {.base = disk.base_local,
                         .disk = disk.name,
@@ -565,7 +546,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   for (const qapi::NodeInfo& node : nodes)
     loose.erase(files.canonical(paths_->to_local(node.file)));
   for (const auto& [local, what] : loose) {
-    if (local.empty() || !files.exists(local))
+    if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;
     const bool expendable = what.was_below || is_expendable(local, journal) ||
                             was_committed(local, what.base, inventory, journal);

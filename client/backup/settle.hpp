@@ -38,12 +38,12 @@ class Settler {
   /// `journal` is the session's, kept up to date while there is one; `save` writes it.
   /// `repository` is null where it is not known: then nothing is taken for durable, and no bitmap
   /// is removed.
-  Settler(Environment& environment, qmp::Client& qmp, const Paths& paths,
-          Clock::Duration commit_deadline, repository::Repository* repository)
+  Settler(Environment& environment, qmp::Client& qmp, const Options& options,
+          repository::Repository* repository)
       : environment_(&environment),
         qmp_(&qmp),
-        paths_(&paths),
-        commit_deadline_(commit_deadline),
+        options_(&options),
+        paths_(&options.paths),
         repository_(repository) {}
 
   /// Errors of single disks become problems; throws ChannelLost and TimedOut: then QEMU is gone, or
@@ -80,8 +80,8 @@ class Settler {
 
   Environment* environment_;
   qmp::Client* qmp_;
+  const Options* options_;
   const Paths* paths_;
-  Clock::Duration commit_deadline_;
   repository::Repository* repository_;
   std::optional<repository::Manifest> latest_;
   std::string chain_;  // whose things are ours, where there is a repository; may be empty

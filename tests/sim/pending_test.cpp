@@ -32,7 +32,8 @@ class PendingCommit : public ::testing::Test {
     overlay.no_backing = true;
     BlockGraph& graph = fake_.graph();
     graph.add_device("", "vda", graph.open(base));
-    graph.snapshot(graph.lookup("base"), graph.open(overlay));
+    graph.open(overlay);
+    graph.snapshot(graph.lookup("base"), "overlay").settle();
     write(1, 11);
     auto [mine, theirs] = make_pipe(process_, process_, "QMP");
     process_.spawn(fake_.serve(std::move(theirs)));

@@ -109,15 +109,11 @@ class RealEnvironment final : public Environment {
   }
 
   std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
-    int ends[2];
-    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
-      fail_errno("socketpair");
-    FileDescriptor ours(ends[0]);
-    const FileDescriptor theirs(ends[1]);
-    const Child child({"/proc/self/exe", "guardian", agent_address},
-                      {.input = theirs.get(), .session_leader = true});
-    return qmp::adopt_socket(loop_.get_executor(), std::move(ours),
-                             fmt::format("the guardian (process {})", child.pid()));
+    return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian");
+  }
+
+  std::unique_ptr<qmp::Channel> start_commit_guard() override {
+    return start_guard({"/proc/self/exe", "commit-guard"}, "the commit's guard");
   }
 
   asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) override {
@@ -153,18 +149,22 @@ class RealEnvironment final : public Environment {
     run_qemu_img({"qemu-img", "commit", "-q", "-f", "qcow2", overlay}, {0});
   }
 
-  bool reads_as_below(const std::string& overlay) override {
-    const image::Qcow2Header header = image::read_qcow2_header(File::open(overlay, O_RDONLY));
-    const std::string format = header.backing_format.empty() ? "qcow2" : header.backing_format;
-    const std::string below =
-        (fs::path(overlay).parent_path() / header.backing_name).lexically_normal().string();
-    return run_qemu_img({"qemu-img", "compare", "-q", "-f", "qcow2", "-F", format, overlay, below},
-                        {0, 1}) == 0;
-  }
-
   bool stop_requested() override { return stop_.stop_requested(); }
 
  private:
+  /// Another nbdelta, that is spoken to over its standard input.
+  std::unique_ptr<qmp::Channel> start_guard(const std::vector<std::string>& words,
+                                            const std::string& name) {
+    int ends[2];
+    if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
+      fail_errno("socketpair");
+    FileDescriptor ours(ends[0]);
+    const FileDescriptor theirs(ends[1]);
+    const Child child(words, {.input = theirs.get(), .session_leader = true});
+    return qmp::adopt_socket(loop_.get_executor(), std::move(ours),
+                             fmt::format("{} (process {})", name, child.pid()));
+  }
+
   asio::io_context& loop_;
   RealOptions options_;
   std::stop_token stop_;

@@ -14,6 +14,7 @@
 #include <span>
 
 #include "base/arithmetic.hpp"
+#include "image/image_lock.hpp"
 #include "image/qcow2_header.hpp"
 #include "image/qcow2_overlay.hpp"
 #include "image/view.hpp"
@@ -84,6 +85,10 @@ class RealFiles final : public Files {
   }
 
   void check_readable(const std::string& path) override { File::open(path, O_RDONLY); }
+
+  void check_unused(const std::string& path) override {
+    image::lock_image(File::open(path, O_RDWR), image::Access::write);
+  }
 
   /// Whoever wrote it: fsync(2) is for the file, not for the descriptor.
   void sync(const std::string& path) override { File::open(path, O_RDONLY).sync(); }

@@ -284,116 +284,63 @@ TEST_P(Offline, AnEmptyOverlayThatIsInUseIsAnErrorThatChangesNothing) {
   EXPECT_LOCKED_AND_UNCHANGED(overlay(1));
 }
 
-TEST_P(Offline, AnOverlayThatTheJournalCallsCommittedIsRemoved) {
+/// It may be older than the base: nothing of it is committed again.
+TEST_P(Offline, AnOverlayThatIsMarkedAsCommittedIsRemoved) {
   one_overlay();
+  mark_committed(files_, overlay(1));
+  qemu_io(base_, format(), {"write -P 31 64k 64k"});
   keep_truth(base_, format());
-  journal_entry(1).committed = true;
-  const Settled settled = recover();
-  EXPECT_TRUE(mentions(settled.done, overlay(1) + ": had been committed"));
-  EXPECT_FALSE(files_.exists(overlay(1)));
-  expect_truth_in_base();
-}
-
-TEST_P(Offline, AnotherSessionsJournalIsNoMatter) {
-  one_overlay();
-  keep_truth(overlay(1), "qcow2");
-  journal_entry(7).committed = true;
-  journal_entry(1);
-  recover();
-  expect_truth_in_base();
-}
-
-struct Moved {
-  const char* name;
-  std::int64_t overlay_at;
-  std::int64_t base_at;
-  enum : std::uint8_t { overlay_is_right, base_is_right, unknown } expected;
-};
-
-TEST_P(Offline, WhatWasBeingCompletedIsDecidedByWhatWasWrittenLast) {
-  const Moved kRows[] = {
-      {"overlay_newer", kSince + 60, kSince - 5, Moved::overlay_is_right},
-      {"overlay_newer_than_both", kSince + 3600, kSince + 5, Moved::overlay_is_right},
-      {"base_newer", kSince - 5, kSince + 60, Moved::base_is_right},
-      {"base_newer_overlay_in_the_margin", kSince + 10, kSince + 11, Moved::base_is_right},
-      {"both_newer", kSince + 3600, kSince + 60, Moved::unknown},
-      {"neither", kSince - 60, kSince - 60, Moved::unknown},
-      {"both_in_the_margin", kSince + 10, kSince + 10, Moved::unknown},
-  };
-  for (const Moved& row : kRows) {
-    one_overlay();
-    keep_truth(row.expected == Moved::base_is_right ? base_ : overlay(1),
-               row.expected == Moved::base_is_right ? format() : "qcow2");
-    journal_.reset();
-    journal_entry(1).completing = true;
-    if (row.expected == Moved::unknown)
-      qemu_io(base_, format(), {"write -P 99 64k 64k"});  // else nothing had to be told
-    set_modified(overlay(1), row.overlay_at);
-    set_modified(base_, row.base_at);
-    const auto base = read_file(base_);
-    const auto top = read_file(overlay(1));
-    const Settled settled = recover();
-    if (row.expected != Moved::unknown) {
-      EXPECT_EQ(settled.problems, List{}) << row.name;
-      EXPECT_FALSE(files_.exists(overlay(1))) << row.name;
-      SCOPED_TRACE(row.name);
-      expect_truth_in_base();
-      continue;
-    }
-    EXPECT_EQ(settled.done, List{}) << row.name;
-    ASSERT_EQ(settled.problems.size(), 1U) << row.name;
-    for (const std::string& what : {overlay(1), base_, std::string("qemu-img commit")})
-      EXPECT_TRUE(mentions(settled.problems, what)) << settled.problems[0];
-    ASSERT_TRUE(files_.exists(overlay(1))) << row.name;
-    EXPECT_EQ(read_file(base_), base) << row.name;
-    EXPECT_EQ(read_file(overlay(1)), top) << row.name;
-    EXPECT_EQ(recover().problems, settled.problems) << row.name;  // it stays so
-    files_.remove(overlay(1));
-  }
-}
-
-TEST_P(Offline, AnEmptyOverlayThatWasBeingCompletedNeedsNoDecision) {
-  create_overlay(files_, overlay(1), base_, kSize, base_,
-                 image::parse_format(format(), "the test"));
-  keep_truth(base_, format());
-  journal_entry(1).completing = true;
-  set_modified(overlay(1), kSince);
-  set_modified(base_, kSince);
   const Settled settled = recover();
   EXPECT_EQ(settled.problems, List{});
+  EXPECT_TRUE(mentions(settled.done, overlay(1) + ": it had been committed"));
   EXPECT_FALSE(files_.exists(overlay(1)));
+  EXPECT_FALSE(is_committed(files_, overlay(1)));
   expect_truth_in_base();
 }
 
-TEST_P(Offline, WhichIsNewerIsNoMatterWhereBothReadTheSame) {
+/// Its QEMU may hold the guest's writes back, and be told that they go to the overlay after all.
+TEST_P(Offline, AMarkedOverlayThatIsInUseIsAnErrorThatChangesNothing) {
+  one_overlay();
+  mark_committed(files_, overlay(1));
+  {
+    const NbdServer guest = NbdServer::qemu_nbd({"-f", "qcow2", overlay(1)});
+    EXPECT_LOCKED_AND_UNCHANGED(overlay(1));
+  }
+  EXPECT_TRUE(is_committed(files_, overlay(1)));
+}
+
+TEST_P(Offline, ALaterOverlayIsCommittedWhereAMarkedOneIsLeft) {
+  one_overlay();
+  environment_->commit_offline(overlay(1));
+  mark_committed(files_, overlay(1));
+  qemu_io(base_, format(), {"write -P 31 64k 64k"});
+  create_overlay(files_, overlay(2), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  qemu_io(overlay(2), "qcow2", {"write -P 32 1M 64k"});
+  keep_truth(overlay(2), "qcow2");
+  EXPECT_EQ(recover().problems, List{});
+  for (const std::uint32_t number : {1U, 2U}) {
+    EXPECT_FALSE(files_.exists(overlay(number)));
+    EXPECT_FALSE(is_committed(files_, overlay(number)));
+  }
+  expect_truth_in_base();
+}
+
+/// Only the overlay itself had been removed.
+TEST_P(Offline, AMarkThatIsLeftAloneIsRemoved) {
+  mark_committed(files_, overlay(1));
+  keep_truth(base_, format());
+  EXPECT_EQ(recover().problems, List{});
+  EXPECT_FALSE(is_committed(files_, overlay(1)));
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AMarkOfOneThatHasGoneIsNotTheNextOnes) {
+  mark_committed(files_, overlay(1));
   one_overlay();
   keep_truth(overlay(1), "qcow2");
-  environment_->commit_offline(overlay(1));
-  qemu_io(overlay(1), "qcow2", {"write -P 11 64k 64k"});  // as the base has it
-  journal_entry(1).completing = true;
-  set_modified(overlay(1), kSince);
-  set_modified(base_, kSince);
   EXPECT_EQ(recover().problems, List{});
-  EXPECT_FALSE(files_.exists(overlay(1)));
   expect_truth_in_base();
-}
-
-/// Of a stack, the topmost is what the guest was moved from; what is below it follows.
-TEST_P(Offline, AStackWhoseTopWasBeingCompletedIsDecidedAsOne) {
-  for (const bool moved : {false, true}) {
-    two_overlays();
-    keep_truth(overlay(moved ? 1 : 2), "qcow2");
-    journal_.reset();
-    journal_entry(2).completing = true;
-    set_modified(overlay(2), moved ? kSince - 5 : kSince + 60);
-    set_modified(base_, moved ? kSince + 60 : kSince - 5);
-    const Settled settled = recover();
-    EXPECT_EQ(settled.problems, List{});
-    EXPECT_EQ(mentions(settled.done, overlay(2) + ": had been committed"), moved);
-    EXPECT_FALSE(files_.exists(overlay(1)));
-    EXPECT_FALSE(files_.exists(overlay(2)));
-    expect_truth_in_base();
-  }
 }
 
 /// A guest that was started without its overlays has written to the base.

@@ -83,8 +83,6 @@ Journal full_journal() {
   disk.overlay_path = "/vm/o.qcow2";
   disk.overlay_local = "/mnt/o.qcow2";
   disk.persistent = true;
-  disk.completing = true;
-  disk.committed = true;
   journal.disks = {disk};
   journal.nbd_server = true;
   journal.manifest = full_manifest();
@@ -123,8 +121,7 @@ TEST(Records, ComeBackMemberByMember) {
   EXPECT_EQ(journal.id(), (SessionId{"0123abcd", 3}));
   EXPECT_EQ(journal.since, 1'700'000'000);
   ASSERT_EQ(journal.disks.size(), 1U);
-  EXPECT_TRUE(journal.disks[0].completing);
-  EXPECT_TRUE(journal.disks[0].committed);
+  EXPECT_TRUE(journal.disks[0].persistent);
   EXPECT_EQ(journal.disks[0].index, 4U);
   ASSERT_TRUE(journal.manifest);
   EXPECT_EQ(journal.manifest->chain, "0123abcd");
@@ -212,8 +209,8 @@ TEST(Records, DamagedJournalsAreRefusedWithThePlace) {
           {"no_phase", [](object& j) { j.erase("phase"); }, "there.phase is missing"},
           {"index_negative", [](object& j) { j["disks"].at(0).as_object()["index"] = -1; },
            "there.disks[0].index is not a number"},
-          {"completing_number", [](object& j) { j["disks"].at(0).as_object()["completing"] = 1; },
-           "there.disks[0].completing is not true"},
+          {"persistent_number", [](object& j) { j["disks"].at(0).as_object()["persistent"] = 1; },
+           "there.disks[0].persistent is not true"},
           {"manifest_damaged", [](object& j) { j["manifest"].as_object().erase("vm"); },
            "there.manifest.vm is missing"},
       });

@@ -17,6 +17,7 @@ struct Meddling {
   std::string before;  // of nbdelta's commands, the first of these after block-commit
   std::string command;
   json::object arguments;
+  std::string then;  // the job's status
   std::string message;
 };
 
@@ -45,7 +46,7 @@ class Commit : public ::testing::TestWithParam<Meddling> {
     json::object arguments = GetParam().arguments;
     arguments[GetParam().command == "job-cancel" ? "id" : "device"] = jobs.at(0).at("id");
     machine_.command(GetParam().command, arguments);
-    wait_for("concluded");
+    wait_for(GetParam().then);
   }
 
   Random random_ = Random::from_environment();
@@ -92,9 +93,15 @@ INSTANTIATE_TEST_SUITE_P(
                  "query-jobs",
                  "block-job-cancel",
                  {},
-                 "the commit has ended without moving the guest"},
-        Meddling{"BeforeItIsCompleted", "job-complete", "block-job-cancel", {}, "job-complete"},
-        Meddling{"ByForce", "query-jobs", "job-cancel", {}, "the commit failed"}),
+                 "pending",
+                 "somebody else has ended the job"},
+        Meddling{"BeforeItIsCompleted",
+                 "job-complete",
+                 "block-job-cancel",
+                 {},
+                 "pending",
+                 "job-complete"},
+        Meddling{"ByForce", "query-jobs", "job-cancel", {}, "concluded", "the commit failed"}),
     [](const auto& row) { return row.param.name; });
 
 }  // namespace

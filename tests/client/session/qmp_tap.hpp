@@ -22,6 +22,8 @@ class QmpTap {
 
   const std::string& path() const { return path_; }
 
+  /// For `before`: the process that sends the command.
+  pid_t client() const { return client_; }
   /// For `before`: the client dies (SIGKILL), and QEMU does not get its command.
   void kill_client();
 

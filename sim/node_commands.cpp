@@ -1,0 +1,153 @@
+#include <fmt/format.h>
+
+#include <algorithm>
+
+#include "sim/fake_qemu.hpp"
+
+// Nodes that come, change and go.
+namespace nbdelta::sim {
+
+namespace json = qapi::json;
+using namespace qapi;
+
+namespace {
+
+/// The definition of a file node inside of that of its format node.
+struct FileOptions {
+  struct Cache {
+    std::optional<bool> direct;
+    std::optional<bool> no_flush;
+    template <class Visitor>
+    void fields(Visitor& visit) {
+      visit("direct", direct);
+      visit("no-flush", no_flush);
+    }
+  };
+
+  std::string driver;
+  std::string file_name;
+  std::optional<std::string> node_name;
+  std::optional<Cache> cache;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("driver", driver);
+    visit("filename", file_name);
+    visit("node-name", node_name);
+    visit("cache", cache);
+  }
+};
+
+/// A member of a blockdev-reopen; what is not given there is reset to its default.
+struct ReopenOptions {
+  std::string driver;
+  std::optional<std::string> node_name;
+  std::optional<std::string> file;
+  std::optional<std::string> backing;
+  std::optional<bool> read_only;
+  std::optional<std::string> discard;
+  std::optional<std::string> detect_zeroes;
+  std::optional<FileOptions::Cache> cache;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("driver", driver);
+    visit("node-name", node_name);
+    visit("file", file);
+    visit("backing", backing);
+    visit("read-only", read_only);
+    visit("discard", discard);
+    visit("detect-zeroes", detect_zeroes);
+    visit("cache", cache);
+  }
+};
+
+}  // namespace
+
+void FakeQemu::add_node_commands() {
+  commands_.add<BlockdevAdd>([this](const BlockdevAdd& command) { return blockdev_add(command); });
+  commands_.add<BlockdevReopen>(
+      [this](const BlockdevReopen& command) { return blockdev_reopen(command); });
+  commands_.add<BlockdevDel>([this](const BlockdevDel& command) {
+    graph_.remove(command.node_name);
+    return Nothing{};
+  });
+  commands_.add<ChangeBackingFile>(
+      [this](const ChangeBackingFile& command) { return change_backing_file(command); });
+  commands_.add<BlockSetWriteThreshold>(
+      [this](const BlockSetWriteThreshold& command) { return set_write_threshold(command); });
+}
+
+Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
+  if (command.driver != "qcow2" && command.driver != "raw")
+    refuse("Parameter 'driver' does not accept value '{}'", command.driver);
+  if (const json::string* name = command.file.if_string())
+    graph_.lookup(std::string(*name));  // nbdelta never gives one that is there
+  FileOptions file;
+  read_argument(command.file, file, "file");
+  NodeOptions options;
+  options.driver = command.driver;
+  options.name = command.node_name;
+  options.file_name = file.node_name.value_or("");
+  options.path = file.file_name;
+  options.read_only = command.read_only.value_or(false);
+  options.no_backing = command.backing && command.backing->is_null();
+  options.direct = file.cache && file.cache->direct.value_or(false);
+  graph_.open(options);
+  return {};
+}
+
+/// Of all that QEMU can do here, what nbdelta uses: another read-only.
+Nothing FakeQemu::blockdev_reopen(const BlockdevReopen& command) {
+  for (const json::object& each : command.options) {
+    const auto options = CommandTable::read<ReopenOptions>(each, "options[0]");
+    if (!options.node_name)
+      refuse("node-name not specified");
+    Node* node = graph_.find(*options.node_name);
+    if (node == nullptr)
+      refuse("Failed to find node with node-name='{}'", *options.node_name);
+    if (options.driver != node->driver)
+      refuse("Cannot change the option 'driver'");
+    if (options.file && graph_.find(*options.file) == nullptr)
+      refuse("Cannot find device='' nor node-name='{}'", *options.file);
+    const bool read_only = options.read_only.value_or(false);
+    if (read_only && graph_.device_of(*node) != nullptr)
+      refuse("Read-only block node '{}' cannot support read-write users", node->name);
+    graph_.set_read_only(*node, read_only);
+  }
+  return {};
+}
+
+/// What the guest, or nobody, has on top, and no job works on. Of a node's or a drive's name.
+Node& FakeQemu::root_node(const std::string& name) {
+  Node& node = graph_.lookup(name);
+  const bool job_is_left =
+      std::any_of(jobs_.begin(), jobs_.end(), [&](const Job& job) { return job.main == &node; });
+  if (job_is_left || !graph_.users_of(node).empty())
+    refuse("Need a root block node");
+  return node;
+}
+
+Nothing FakeQemu::change_backing_file(const ChangeBackingFile& command) {
+  Node& active = root_node(command.device);
+  Node* node = graph_.find(command.image_node);
+  if (node == nullptr)
+    refuse("Cannot find device='' nor node-name='{}'", command.image_node);
+  if (node != &active && !graph_.is_below(*node, active))
+    refuse("'{}' and image file are not in the same chain", command.device);
+  if (node->backing == nullptr)
+    refuse("not allowing backing file change on an image without a backing file");
+  const bool read_only = node->read_only;
+  graph_.set_read_only(*node, false);
+  node->image->set_backing({command.backing_file, node->driver});
+  graph_.set_read_only(*node, read_only);
+  return {};
+}
+
+Nothing FakeQemu::set_write_threshold(const BlockSetWriteThreshold& command) {
+  Node* node = graph_.find(command.node_name);
+  if (node == nullptr)
+    refuse("Device '{}' not found", command.node_name);
+  node->write_threshold = command.write_threshold;
+  return {};
+}
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,54 @@
+#include <algorithm>
+#include <utility>
+
+#include "sim/fake_qemu.hpp"
+
+// What QEMU tells of itself.
+namespace nbdelta::sim {
+
+using namespace qapi;
+
+void FakeQemu::add_query_commands() {
+  commands_.add<QueryBlock>([this](const QueryBlock&) { return query_block(); });
+  commands_.add<QueryNamedBlockNodes>([this](const QueryNamedBlockNodes& command) {
+    std::vector<NodeInfo> infos;
+    for (const auto& node : graph_.nodes())
+      infos.push_back(describe(graph_, *node, command.flat.value_or(false)));
+    std::reverse(infos.begin(), infos.end());
+    return infos;
+  });
+  commands_.add<QueryStatus>([this](const QueryStatus&) {
+    return RunState{.running = run_state_ == "running", .status = run_state_};
+  });
+  commands_.add<QueryMigrate>([this](const QueryMigrate&) {
+    MigrationInfo info;
+    if (!migration_.empty())
+      info.status = migration_;
+    return info;
+  });
+  commands_.add<QueryCommands>([this](const QueryCommands&) {
+    std::vector<CommandInfo> infos;
+    for (std::string& name : commands_.names())
+      infos.push_back({std::move(name)});
+    return infos;
+  });
+}
+
+/// Those of -drive go first, since they are known by a name.
+std::vector<DeviceInfo> FakeQemu::query_block() {
+  std::vector<DeviceInfo> infos;
+  for (const Device& device : graph_.devices()) {
+    DeviceInfo info;
+    info.device = device.name;
+    info.qdev = "/machine/peripheral/" + device.id + "/virtio-backend";
+    info.removable = device.removable;
+    if (device.root != nullptr)
+      info.inserted = describe(graph_, *device.root, false);
+    infos.push_back(std::move(info));
+  }
+  std::stable_partition(infos.begin(), infos.end(),
+                        [](const DeviceInfo& info) { return !info.device.empty(); });
+  return infos;
+}
+
+}  // namespace nbdelta::sim
