@@ -31,6 +31,8 @@ std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t ru
       rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
     }
     backups.push_back(rehearsal.backup());
+    if (backups.back().overlay_kept)
+      break;  // so would be the next one's, after as long a time
   }
   return backups;
 }
@@ -60,7 +62,7 @@ class Values {
     for (const auto& run : *runs_)
       for (std::size_t i = first; i < std::min(end, run.size()); ++i)
         values.push_back(value(run[i]));
-    return values.empty() ? Spread() : spread_of(std::move(values));
+    return spread_of(std::move(values));
   }
 
   const std::vector<std::vector<RehearsedBackup>>* runs_;
@@ -104,12 +106,14 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 }  // namespace
 
 Spread spread_of(std::vector<double> values) {
+  if (values.empty())
+    return {};
   std::sort(values.begin(), values.end());
   const auto rank = [&](double share) {
     const double place = std::ceil(share * static_cast<double>(values.size()));
     return values[static_cast<std::size_t>(std::max(place, 1.0)) - 1];
   };
-  return {rank(0.5), rank(0.95), rank(0.99), values.back()};
+  return {values.size(), rank(0.5), rank(0.95), rank(0.99), values.back()};
 }
 
 Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {

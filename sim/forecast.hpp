@@ -18,13 +18,14 @@ struct ForecastOptions {
 
 /// One quantity over all runs.
 struct Spread {
+  std::size_t count = 0;  // of values; 0: the others mean nothing
   double median = 0;
   double percentile_95 = 0;
   double percentile_99 = 0;
   double largest = 0;
 };
 
-/// Of at least one value. Percentiles are by nearest rank.
+/// Percentiles are by nearest rank.
 Spread spread_of(std::vector<double> values);
 
 /// What to expect. Times are in milliseconds.
@@ -44,7 +45,7 @@ struct Forecast {
 };
 
 /// Rehearses the scenario: seeds from the scenario's on; between two backups its duration passes.
-/// Throws what a backup throws.
+/// A run ends with a commit that does not. Throws what a backup throws.
 Forecast forecast(const Scenario& scenario, const ForecastOptions& options);
 
 }  // namespace nbdelta::sim

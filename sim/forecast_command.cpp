@@ -70,11 +70,13 @@ Scenario scenario_of(const Options& options) {
   return scenario;
 }
 
-json::object to_json(const Spread& spread) {
-  return {{"median", spread.median},
-          {"percentile-95", spread.percentile_95},
-          {"percentile-99", spread.percentile_99},
-          {"largest", spread.largest}};
+json::value to_json(const Spread& spread) {
+  if (spread.count == 0)
+    return nullptr;
+  return json::object{{"median", spread.median},
+                      {"percentile-95", spread.percentile_95},
+                      {"percentile-99", spread.percentile_99},
+                      {"largest", spread.largest}};
 }
 
 void print_json(const Forecast& forecast, const Scenario& scenario) {
@@ -99,6 +101,8 @@ void print_json(const Forecast& forecast, const Scenario& scenario) {
 
 void print_table(const Forecast& forecast, const Scenario& scenario) {
   const auto row = [](const char* name, const Spread& spread, auto format) {
+    if (spread.count == 0)
+      return;
     fmt::print("{:<38} {:>10} {:>10} {:>10}\n", name, format(spread.median),
                format(spread.percentile_99), format(spread.largest));
   };

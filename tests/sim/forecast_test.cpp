@@ -132,6 +132,7 @@ TEST(SpreadOf, NearestRanks) {
   EXPECT_EQ(spread.percentile_99, 99);
   EXPECT_EQ(spread.largest, 100);
   EXPECT_EQ(spread_of({7}).median, 7);
+  EXPECT_EQ(spread_of({}).count, 0U);
 }
 
 }  // namespace
