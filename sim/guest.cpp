@@ -265,11 +265,12 @@ void Guest::resume() {
 // ---- Freezing (Linux fs/super.c, freeze_super: writers are held first, then all is written) ----
 
 asio::awaitable<void> Guest::freeze() {
+  // How busy the host is at this moment: the same for all of them.
+  const double slowness = draw_jitter(random_, setup_.freeze_jitter);
   for (std::size_t disk = 0; disk < held_.size(); ++disk) {
     held_[disk] = true;
     co_await sync(disk, kWholeDisk);
-    co_await clock_->wait(std::chrono::duration_cast<Clock::Duration>(
-        setup_.freeze * draw_jitter(random_, setup_.freeze_jitter)));
+    co_await clock_->wait(std::chrono::duration_cast<Clock::Duration>(setup_.freeze * slowness));
   }
 }
 

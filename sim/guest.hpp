@@ -99,6 +99,8 @@ class Guest {
   /// After an error: the write is tried again.
   void resume();
 
+  /// For others who use it too.
+  Storage& storage() { return storage_; }
   bool paused() const { return paused_; }
   std::uint64_t dirty_bytes() const { return cache_.dirty_bytes() + in_flight_bytes_; }
   std::uint64_t written_bytes() const { return written_; }  // to the disks

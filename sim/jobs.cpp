@@ -253,9 +253,10 @@ asio::awaitable<void> FakeQemu::run_job(std::uint64_t serial) {
     }
     job->dirty.erase(granule);
     ++job->done;
-    if (job->speed != 0)
-      pause = std::chrono::microseconds(job->granule_size * 1000000 / job->speed);
+    const std::uint64_t speed = job->speed;
+    const std::uint64_t size = job->granule_size;
     hooks_.step("job copied");
+    pause = speed == 0 ? timing_.job_granule : std::chrono::microseconds(size * 1000000 / speed);
   }
 }
 

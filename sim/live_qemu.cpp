@@ -67,7 +67,7 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
                                               scenario.guest.storage.throughput)};
   agent_.file_systems = static_cast<std::int64_t>(disks_.size());
   agent_.command_time = scenario.agent.latency;
-  agent_.thaw_time = scenario.agent.thaw;
+  agent_.thaw_time = scenario.agent.thaw * agent_.file_systems;
   for (const ScenarioDisk& disk : disks_) {
     create_image(disk);
     open_disk(disk);

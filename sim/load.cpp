@@ -107,9 +107,12 @@ class PlainLoad final : public GroupLoad {
 
  private:
   void fill() override {
-    add_change(draw_place() * request(), request());
-    if (setup().sync_every != 0 && ++requests_ % setup().sync_every == 0)
-      add(Request::Kind::sync, 0, area());
+    const std::uint64_t place = draw_place();
+    add_change(place * request(), request());
+    if (setup().sync_every == 0 || ++requests_ % setup().sync_every != 0)
+      return;
+    const std::uint64_t file = (places() + setup().files - 1) / setup().files * request();
+    add(Request::Kind::sync, place * request() / file * file, file);
   }
 
   std::uint64_t draw_place() {

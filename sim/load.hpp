@@ -45,6 +45,7 @@ struct LoadSetup {
   double zero_share = 0;              // of the requests
   double discard_share = 0;
   std::uint64_t sync_every = 0;  // requests; 0: never
+  std::uint64_t files = 1;       // that the area is: a sync is of the one written to last
   std::uint64_t programs = 1;    // at the same time
   bool direct = false;           // past the page cache
   std::vector<TraceEntry> trace = {};

@@ -25,13 +25,14 @@ constexpr std::size_t kLongestFile = std::size_t{1} << 20;
 
 QemuSetup read_qemu(const JsonEntry& entry) {
   QemuSetup qemu;
-  entry.check_keys({"version", "command", "snapshot"});
+  entry.check_keys({"version", "command", "snapshot", "jitter"});
   optional(entry, "version", [&](const JsonEntry& e) {
     e.get_choice(qemu.version, {"7.2", "10.0"});
   });
   optional(entry, "command", [&](const JsonEntry& e) { e.get_time(qemu.command, "0 s", "1 min"); });
   optional(entry, "snapshot",
            [&](const JsonEntry& e) { e.get_time(qemu.snapshot, "0 s", "1 min"); });
+  optional(entry, "jitter", [&](const JsonEntry& e) { e.get_number(qemu.jitter, 0, 2); });
   return qemu;
 }
 
@@ -95,12 +96,14 @@ StorageSetup read_storage(const JsonEntry& entry) {
 
 AgentSetup read_agent(const JsonEntry& entry, GuestSetup& guest) {
   AgentSetup agent;
-  entry.check_keys({"latency", "freeze", "freeze-jitter", "thaw"});
+  entry.check_keys({"latency", "freeze", "thaw", "jitter"});
   optional(entry, "latency", [&](const JsonEntry& e) { e.get_time(agent.latency, "0 s", "1 h"); });
   optional(entry, "freeze", [&](const JsonEntry& e) { e.get_time(guest.freeze, "0 s", "1 h"); });
-  optional(entry, "freeze-jitter",
-           [&](const JsonEntry& e) { e.get_number(guest.freeze_jitter, 0, 2); });
   optional(entry, "thaw", [&](const JsonEntry& e) { e.get_time(agent.thaw, "0 s", "1 h"); });
+  optional(entry, "jitter", [&](const JsonEntry& e) {
+    e.get_number(agent.jitter, 0, 2);
+    guest.freeze_jitter = agent.jitter;
+  });
   return agent;
 }
 
@@ -147,7 +150,7 @@ std::vector<std::string_view> keys_of(Pattern pattern) {
   if (pattern == Pattern::zipf || pattern == Pattern::database)
     keys.emplace_back("skew");
   if (pattern != Pattern::database && pattern != Pattern::idle)
-    keys.emplace_back("sync-every");
+    keys.insert(keys.end(), {"sync-every", "files"});
   return keys;
 }
 
@@ -188,6 +191,7 @@ LoadSetup read_load_setup(const JsonEntry& entry, const std::string& scenario) {
   });
   optional(entry, "sync-every",
            [&](const JsonEntry& e) { e.get_count(load.sync_every, 1, 1'000'000); });
+  optional(entry, "files", [&](const JsonEntry& e) { e.get_count(load.files, 1, 1'000'000); });
   optional(entry, "programs", [&](const JsonEntry& e) { e.get_count(load.programs, 1, 256); });
   return load;
 }

@@ -25,12 +25,14 @@ struct QemuSetup {
   std::string version = "7.2";                               // or "10.0"
   Clock::Duration command = std::chrono::microseconds(100);  // of QMP
   Clock::Duration snapshot = std::chrono::milliseconds(3);   // of each disk, in the transaction
+  double jitter = 0.2;                                       // see StorageSetup::jitter
 };
 
 /// The guest agent, but for what the guest itself takes to freeze.
 struct AgentSetup {
   Clock::Duration latency = std::chrono::microseconds(500);  // of each command
-  Clock::Duration thaw = std::chrono::milliseconds(6);
+  Clock::Duration thaw = std::chrono::milliseconds(6);       // of each disk's file system
+  double jitter = 0.2;  // of both; of the freeze, see GuestSetup
 };
 
 /// A guest and what it does, as a person writes it down (docs/simulator.md).

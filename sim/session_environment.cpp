@@ -19,12 +19,11 @@ namespace backup = client::backup;
 namespace qmp = client::qmp;
 
 constexpr Clock::Duration kStart = 30ms;  // of nbdkit
-constexpr Clock::Duration kPullGranule = 200us;
 
 /// Errors come as a real process's do: nothing that a killed one does has an effect any more.
 class SimFiles final : public backup::Files {
  public:
-  SimFiles(World& world, Process& process) : world_(&world), process_(&process) {}
+  SimFiles(Host& host, Process& process) : host_(&host), process_(&process) {}
 
   void create_overlay(const std::string& path, std::uint64_t disk_size, const std::string& backing,
                       image::Format backing_format) override {
@@ -85,7 +84,7 @@ class SimFiles final : public backup::Files {
   }
   void write_text(const std::string& path, const std::string& text) override {
     change("write " + path);
-    if (path.starts_with("/repo/") && world_->strike({FaultKind::repository_full}))
+    if (path.starts_with("/repo/") && host_->strike({FaultKind::repository_full}))
       fail(ENOSPC, "{}: No space left on device", path);
     store().files()[path].text = text;
     done("wrote " + path);
@@ -126,7 +125,7 @@ class SimFiles final : public backup::Files {
   std::string canonical(const std::string& path) override { return path; }
   std::uint64_t free_space(const std::string& /*folder*/) override {
     look();
-    return 100 * MemoryImage::kGranule;
+    return host_->free_space();
   }
   std::unique_ptr<backup::Lock> lock(const std::string& path) override {
     change("lock " + path);
@@ -135,7 +134,7 @@ class SimFiles final : public backup::Files {
   }
 
  private:
-  Store& store() { return world_->store(); }
+  Store& store() { return host_->store(); }
   void look() const {
     if (process_->doomed())
       fail(EINTR, "killed");
@@ -143,16 +142,16 @@ class SimFiles final : public backup::Files {
   /// Before a change: it may fail, or its process be killed.
   void change(const std::string& what) {
     done(what);
-    if (world_->strike({FaultKind::file_error}))
+    if (host_->strike({FaultKind::file_error}))
       fail(EIO, "{}: Input/output error", what);
   }
   void done(const std::string& what) {
     look();
-    world_->step(what, process_);
+    host_->step(what, process_);
     look();
   }
 
-  World* world_;
+  Host* host_;
   Process* process_;
 };
 
@@ -180,8 +179,8 @@ WriteNumber read_chain(const Store& store, const std::string& path, std::uint64_
   return 0;
 }
 
-Plugin* find_plugin(World& world, const std::string& uri) {
-  for (Plugin& plugin : world.plugins())
+Plugin* find_plugin(Host& host, const std::string& uri) {
+  for (Plugin& plugin : host.plugins())
     if (plugin.alive && uri.starts_with("sim://" + plugin.name + "/"))
       return &plugin;
   return nullptr;
@@ -224,8 +223,8 @@ void copy_granule(const Store& store, const Plugin& plugin, const std::string& u
 
 class SimServer final : public backup::Server {
  public:
-  SimServer(World& world, Process& process, Plugin& plugin)
-      : world_(&world), process_(&process), plugin_(&plugin) {}
+  SimServer(Host& host, Process& process, Plugin& plugin)
+      : host_(&host), process_(&process), plugin_(&plugin) {}
   SimServer(const SimServer&) = delete;
   SimServer& operator=(const SimServer&) = delete;
   ~SimServer() override {
@@ -239,68 +238,68 @@ class SimServer final : public backup::Server {
   }
   void stop() override {
     if (plugin_->alive && !process_->doomed())
-      world_->kill_plugin(*plugin_);
+      host_->kill_plugin(*plugin_);
   }
 
  private:
-  World* world_;
+  Host* host_;
   Process* process_;
   Plugin* plugin_;
 };
 
 class SimEnvironment final : public backup::Environment {
  public:
-  SimEnvironment(World& world, Process& process)
-      : world_(&world), process_(&process), files_(world, process) {}
+  SimEnvironment(Host& host, Process& process)
+      : host_(&host), process_(&process), files_(host, process) {}
 
   Clock& clock() override { return process_->clock(); }
   backup::Files& files() override { return files_; }
-  std::int64_t wall_clock() override { return world_->store().now; }
-  std::uint64_t random() override { return world_->random().next(); }
+  std::int64_t wall_clock() override { return host_->store().now; }
+  std::uint64_t random() override { return host_->random().next(); }
 
   asio::awaitable<std::unique_ptr<qmp::Channel>> connect_qmp(std::string address) override {
     live();
-    if (world_->qemu() == nullptr || world_->qemu_process()->doomed())
+    if (host_->qemu() == nullptr || host_->qemu_process()->doomed())
       fail(ECONNREFUSED, "QMP at {}: Connection refused", address);
-    auto [ours, theirs] = make_pipe(*process_, *world_->qemu_process(), "QMP at " + address);
-    world_->qemu_process()->spawn(world_->qemu()->serve(std::move(theirs)));
+    auto [ours, theirs] = make_pipe(*process_, *host_->qemu_process(), "QMP at " + address);
+    host_->qemu_process()->spawn(host_->qemu()->serve(std::move(theirs)));
     co_return std::move(ours);
   }
 
   std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
     live();
-    world_->step("start a guardian", process_);
+    host_->step("start a guardian", process_);
     live();
-    Process& process = world_->start_guardian_process();
+    Process& process = host_->start_guardian_process();
     auto [ours, theirs] = make_pipe(*process_, process, "the guardian");
-    process.spawn(guard(*world_, process, agent_address, std::move(theirs)));
+    process.spawn(guard(*host_, process, agent_address, std::move(theirs)));
     return std::move(ours);
   }
 
   std::unique_ptr<qmp::Channel> start_commit_guard() override {
     live();
-    world_->step("start a commit's guard", process_);
+    host_->step("start a commit's guard", process_);
     live();
-    Process& process = world_->start_guardian_process();
+    Process& process = host_->start_guardian_process();
     auto [ours, theirs] = make_pipe(*process_, process, "the commit's guard");
-    process.spawn(guard_commit(*world_, process, std::move(theirs)));
+    process.spawn(guard_commit(*host_, process, std::move(theirs)));
     return std::move(ours);
   }
 
   asio::awaitable<std::unique_ptr<backup::Server>> serve(backup::ServeRequest request) override {
     live();
-    world_->step("start nbdkit", process_);
+    host_->step("start nbdkit", process_);
     co_await clock().wait(kStart);
     live();
-    if (world_->strike({FaultKind::plugin_refuses}))
+    if (host_->strike({FaultKind::plugin_refuses}))
       fail(EIO, "nbdkit: it does not start");
     Plugin plugin;
-    plugin.name = fmt::format("{}-{}", request.name, world_->plugins().size());
+    plugin.name = fmt::format("{}-{}", request.name, host_->plugins().size());
     plugin.image = request.image;
     plugin.outlives = request.lifetime == backup::Lifetime::ended;
-    plugin.locked = chain_of(world_->store(), request.image);
+    plugin.locked = chain_of(host_->store(), request.image);
     for (const std::string& path : plugin.locked) {
-      MemoryImage* image = world_->store().image(path);
+      MemoryImage* image = host_->store().image(path);
       if (image == nullptr)
         fail(ENOENT, "nbdkit: {}: No such file or directory", path);
       if (image->writer)
@@ -313,10 +312,10 @@ class SimEnvironment final : public backup::Environment {
       plugin.layer = false;
     }
     for (const std::string& path : plugin.locked)
-      ++world_->store().image(path)->readers;
-    world_->plugins().push_back(std::move(plugin));
-    auto server = std::make_unique<SimServer>(*world_, *process_, world_->plugins().back());
-    world_->step("nbdkit serves", process_);
+      ++host_->store().image(path)->readers;
+    host_->plugins().push_back(std::move(plugin));
+    auto server = std::make_unique<SimServer>(*host_, *process_, host_->plugins().back());
+    host_->step("nbdkit serves", process_);
     live();
     co_return server;
   }
@@ -325,11 +324,11 @@ class SimEnvironment final : public backup::Environment {
                        const std::function<bool(const backup::SessionId&)>& is_ours) override {
     live();
     unsigned ended = 0;
-    for (Plugin& plugin : world_->plugins()) {
+    for (Plugin& plugin : host_->plugins()) {
       const auto session = backup::session_of(plugin.name);
       if (!plugin.alive || images.count(plugin.image) == 0 || !session || !is_ours(*session))
         continue;
-      world_->kill_plugin(plugin);
+      host_->kill_plugin(plugin);
       ++ended;
     }
     return ended;
@@ -338,9 +337,9 @@ class SimEnvironment final : public backup::Environment {
   asio::awaitable<backup::PullResult> pull(backup::PullRequest request,
                                            client::pull::Counters& /*counters*/) override {
     live();
-    Store& store = world_->store();
+    Store& store = host_->store();
     store.files()[request.target].text = "unfinished";
-    Plugin* plugin = find_plugin(*world_, request.uri);
+    Plugin* plugin = find_plugin(*host_, request.uri);
     if (plugin == nullptr)
       fail(ECONNREFUSED, "{}: no server", request.uri);
     backup::PullResult result;
@@ -349,17 +348,20 @@ class SimEnvironment final : public backup::Environment {
       const std::uint64_t granules = store.image(plugin->image)->granules();
       MemoryImage target("qcow2", granules, store.now);
       for (std::uint64_t granule = 0; granule < granules; ++granule) {
-        co_await clock().wait(kPullGranule);
+        const bool changed = request.uri.ends_with("/image") || is_changed(store, *plugin, granule);
+        const Clock::Duration time = host_->pull_time(changed);
+        if (time.count() != 0)
+          co_await clock().wait(time);
         live();
         if (!plugin->alive)
           fail(ECONNRESET, "{}: the server is gone", request.uri);
-        if (world_->interrupted())
+        if (host_->interrupted())
           fail(EINTR, "interrupted");
         copy_granule(store, *plugin, request.uri, target, granule);
-        world_->step("pulled", process_);
+        host_->step("pulled", process_);
         live();
       }
-      if (world_->strike({FaultKind::repository_full}))
+      if (host_->strike({FaultKind::repository_full}))
         fail(ENOSPC, "{}: No space left on device", request.target);
       put(request.target, request.base, std::move(target));
     } catch (const Error&) {
@@ -367,16 +369,16 @@ class SimEnvironment final : public backup::Environment {
         store.files().erase(request.target);
       throw;
     }
-    world_->step("pulled all", process_);
+    host_->step("pulled all", process_);
     live();
     co_return result;
   }
 
   void commit_offline(const std::string& overlay) override {
     live();
-    world_->step("qemu-img commit", process_);
+    host_->step("qemu-img commit", process_);
     live();
-    Store& store = world_->store();
+    Store& store = host_->store();
     MemoryImage* from = store.image(overlay);
     MemoryImage* to =
         from == nullptr || !from->backing() ? nullptr : store.image(from->backing()->path);
@@ -394,11 +396,11 @@ class SimEnvironment final : public backup::Environment {
       mark(*to, granule);
     }
     to->flush();
-    world_->step("qemu-img committed", process_);
+    host_->step("qemu-img committed", process_);
     live();
   }
 
-  bool stop_requested() override { return world_->interrupted(); }
+  bool stop_requested() override { return host_->interrupted(); }
 
  private:
   void live() const {
@@ -415,7 +417,7 @@ class SimEnvironment final : public backup::Environment {
   }
 
   std::vector<bool> bits_of_export(const std::string& name) const {
-    const FakeQemu* qemu = world_->qemu();
+    const FakeQemu* qemu = host_->qemu();
     const Export* found = qemu == nullptr ? nullptr : qemu->find_export(name);
     if (found == nullptr)
       fail(ENOENT, "nbdkit: map: there is no export {}", name);
@@ -429,18 +431,18 @@ class SimEnvironment final : public backup::Environment {
                              .lexically_normal()
                              .string(),
                          "qcow2"});
-    world_->store().files()[target] = {.text = {},
-                                       .image = std::make_shared<MemoryImage>(std::move(image))};
+    host_->store().files()[target] = {.text = {},
+                                      .image = std::make_shared<MemoryImage>(std::move(image))};
   }
 
-  static asio::awaitable<void> guard(World& world, Process& process, std::string address,
+  static asio::awaitable<void> guard(Host& host, Process& process, std::string address,
                                      std::unique_ptr<qmp::Channel> session) {
-    const auto connect = [&world, &process,
+    const auto connect = [&host, &process,
                           address]() -> asio::awaitable<std::unique_ptr<qmp::Channel>> {
-      if (world.qemu() == nullptr || world.qemu_process()->doomed())
+      if (host.qemu() == nullptr || host.qemu_process()->doomed())
         fail(ECONNREFUSED, "the guest agent at {}: Connection refused", address);
-      auto [ours, theirs] = make_pipe(process, *world.qemu_process(), "the guest agent");
-      world.qemu_process()->spawn(world.agent()->serve(std::move(theirs)));
+      auto [ours, theirs] = make_pipe(process, *host.qemu_process(), "the guest agent");
+      host.qemu_process()->spawn(host.agent()->serve(std::move(theirs)));
       co_return std::move(ours);
     };
     backup::Guardian guardian(connect, std::move(session), process.clock(), 1000);
@@ -450,30 +452,30 @@ class SimEnvironment final : public backup::Environment {
     }
   }
 
-  static asio::awaitable<void> guard_commit(World& world, Process& process,
+  static asio::awaitable<void> guard_commit(Host& host, Process& process,
                                             std::unique_ptr<qmp::Channel> session) {
-    SimEnvironment environment(world, process);
+    SimEnvironment environment(host, process);
     try {
       co_await backup::guard_commit(environment, std::move(session));
     } catch (const Error&) {  // it says so to nobody here
     }
   }
 
-  World* world_;
+  Host* host_;
   Process* process_;
   SimFiles files_;
 };
 
 }  // namespace
 
-std::unique_ptr<backup::Environment> session_environment(World& world, Process& process) {
-  return std::make_unique<SimEnvironment>(world, process);
+std::unique_ptr<backup::Environment> session_environment(Host& host, Process& process) {
+  return std::make_unique<SimEnvironment>(host, process);
 }
 
-void copy_export(World& world, const std::string& uri, const std::string& target,
+void copy_export(Host& host, const std::string& uri, const std::string& target,
                  const std::string& base) {
-  Store& store = world.store();
-  Plugin* plugin = find_plugin(world, uri);
+  Store& store = host.store();
+  Plugin* plugin = find_plugin(host, uri);
   if (plugin == nullptr)
     fail(ECONNREFUSED, "{}: no server", uri);
   use_map(store, *plugin, uri);

@@ -17,13 +17,23 @@ Clock::Duration Storage::vary(Clock::Duration time) {
   return std::chrono::duration_cast<Clock::Duration>(time * draw_jitter(random_, setup_.jitter));
 }
 
-Clock::Time Storage::write(Clock::Time now, std::uint64_t bytes) {
-  const auto transfer = std::chrono::duration_cast<Clock::Duration>(std::chrono::duration<double>(
+Clock::Duration Storage::transfer(Clock::Time now, std::uint64_t bytes) {
+  const auto time = std::chrono::duration_cast<Clock::Duration>(std::chrono::duration<double>(
       static_cast<double>(bytes) / static_cast<double>(setup_.throughput)));
   const Clock::Duration latency = vary(setup_.latency);
   const Clock::Duration alone = latency / static_cast<std::int64_t>(setup_.parallel);
-  free_at_ = std::max(free_at_, now) + transfer + alone;
-  return free_at_ + (latency - alone);
+  free_at_ = std::max(free_at_, now) + time + alone;
+  return latency - alone;
+}
+
+Clock::Time Storage::write(Clock::Time now, std::uint64_t bytes) {
+  const Clock::Duration rest = transfer(now, bytes);
+  return free_at_ + rest;
+}
+
+Clock::Time Storage::stream(Clock::Time now, std::uint64_t bytes) {
+  transfer(now, bytes);
+  return free_at_;
 }
 
 Clock::Time Storage::flush(Clock::Time now) {

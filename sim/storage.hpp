@@ -29,10 +29,14 @@ class Storage {
 
   /// A request that is sent now, after all that were sent before.
   Clock::Time write(Clock::Time now, std::uint64_t bytes);
+  /// When another request can follow this one, for who has many on their way at once.
+  Clock::Time stream(Clock::Time now, std::uint64_t bytes);
   /// What was done before is durable then.
   Clock::Time flush(Clock::Time now);
 
  private:
+  /// Takes the storage for that; returns the rest of the request's latency.
+  Clock::Duration transfer(Clock::Time now, std::uint64_t bytes);
   Clock::Duration vary(Clock::Duration time);
 
   StorageSetup setup_;

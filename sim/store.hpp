@@ -91,6 +91,7 @@ class Store final : public ImageHost {
   /// Null where there is none.
   MemoryImage* image(const std::string& path) const;
   std::map<std::string, StoredFile>& files() { return files_; }
+  const std::map<std::string, StoredFile>& files() const { return files_; }
   std::set<std::string>& folders() { return folders_; }
   std::int64_t now = 1'700'000'000;  // seconds since 1970
 

@@ -25,6 +25,7 @@ constexpr Clock::Duration kLongestFreeze = 60s;
 constexpr Clock::Duration kLongestHold = 15s;
 constexpr std::uint64_t kMostSteps = 20'000;
 constexpr std::uint32_t kWritesOfARun = 60;
+constexpr Clock::Duration kPullGranule = 200us;
 
 }  // namespace
 
@@ -334,13 +335,8 @@ void World::step(const std::string& what, Process* self) {
   }
 }
 
-void World::kill_plugin(Plugin& plugin) {
-  if (!plugin.alive)
-    return;
-  plugin.alive = false;
-  for (const std::string& path : plugin.locked)
-    if (MemoryImage* image = store_.image(path))
-      --image->readers;
+Clock::Duration World::pull_time(bool /*changed*/) {
+  return kPullGranule;
 }
 
 Process& World::start_guardian_process() {

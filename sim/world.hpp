@@ -13,6 +13,7 @@
 #include "sim/fake_agent.hpp"
 #include "sim/fake_qemu.hpp"
 #include "sim/guest.hpp"
+#include "sim/host.hpp"
 #include "sim/process.hpp"
 #include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
@@ -30,44 +31,31 @@ class Violation : public Error {
   explicit Violation(const std::string& message) : Error(EINVAL, message) {}
 };
 
-/// One plugin: a process that serves an image which nobody may write to.
-struct Plugin {
-  std::string name;
-  std::string image;
-  std::vector<std::string> locked;  // the image, and what is below it
-  std::vector<bool> changed;        // of its changed view; empty: it has none
-  bool layer = false;
-  bool alive = true;
-  bool outlives = false;  // its session
-};
-
 /// All that is there in a schedule: the storage, QEMU with its guest and its agent, the processes
 /// of nbdelta; and what must hold of them. For one thread.
-class World {
+class World final : public Host {
  public:
   explicit World(const Schedule& schedule);
   World(const World&) = delete;
   World& operator=(const World&) = delete;
-  ~World();
+  ~World() override;
 
   /// Runs the schedule. Throws Violation.
   void run();
 
-  // For the environment of a session:
-  Store& store() { return store_; }
-  VirtualTime& time() { return time_; }
-  Random& random() { return random_; }
-  Process* qemu_process() { return qemu_ ? &qemu_->process : nullptr; }
-  FakeQemu* qemu() { return qemu_ ? &qemu_->fake : nullptr; }
-  FakeAgent* agent() { return qemu_ ? &qemu_->agent : nullptr; }
-  std::list<Plugin>& plugins() { return plugins_; }
-  Process& start_guardian_process();
-  void kill_plugin(Plugin& plugin);
-  bool interrupted() const { return interrupted_; }
-  /// An occasion for faults of these kinds: the one that falls upon it.
-  std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds);
+  Store& store() override { return store_; }
+  Random& random() override { return random_; }
+  Process* qemu_process() override { return qemu_ ? &qemu_->process : nullptr; }
+  FakeQemu* qemu() override { return qemu_ ? &qemu_->fake : nullptr; }
+  FakeAgent* agent() override { return qemu_ ? &qemu_->agent : nullptr; }
+  std::list<Plugin>& plugins() override { return plugins_; }
+  Process& start_guardian_process() override;
+  Clock::Duration pull_time(bool changed) override;
+  std::uint64_t free_space() const override { return 100 * MemoryImage::kGranule; }
+  bool interrupted() const override { return interrupted_; }
+  std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
-  void step(const std::string& what, Process* self);
+  void step(const std::string& what, Process* self) override;
 
   std::uint64_t steps() const { return steps_; }
   const std::set<std::string>& seen() const { return seen_; }

@@ -362,6 +362,7 @@ TEST(StorageModel, RequestsOverlapInTheirLatencyAlone) {
   EXPECT_EQ(storage.write(start, 1 << 20), start + 1s + 8ms);
   EXPECT_EQ(storage.write(start, 1 << 20), start + 2s + 10ms);
   EXPECT_EQ(storage.flush(start), start + 2s + 4ms + 3ms);
+  EXPECT_EQ(storage.stream(start, 1 << 20), start + 3s + 6ms + 3ms);
   EXPECT_EQ(storage.write(start + 1h, 0), start + 1h + 8ms);
 }
 

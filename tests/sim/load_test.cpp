@@ -189,6 +189,17 @@ TEST(Load, ASyncAfterSoManyRequests) {
     EXPECT_EQ(requests[i].kind == Kind::sync, i % 4 == 3) << i;
 }
 
+TEST(Load, ASyncIsOfTheFileThatWasWrittenTo) {
+  LoadSetup setup = setup_of(Pattern::uniform);
+  setup.sync_every = 1;
+  setup.files = 8;
+  const std::vector<Request> requests = draw(setup, 1000);
+  for (std::size_t i = 0; i < requests.size(); i += 2) {
+    EXPECT_EQ(requests[i + 1].length, kDisk / 8);
+    EXPECT_EQ(requests[i + 1].offset, requests[i].offset / (kDisk / 8) * (kDisk / 8));
+  }
+}
+
 TEST(Load, TheSeedDecidesAll) {
   for (const Pattern pattern :
        {Pattern::uniform, Pattern::zipf, Pattern::database, Pattern::idle}) {

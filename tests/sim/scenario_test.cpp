@@ -40,7 +40,7 @@ TEST(ScenarioText, Defaults) {
 
 TEST(ScenarioText, Everything) {
   const Scenario scenario = parse_scenario(R"({
-    "qemu": {"version": "10.0", "command": "250 us", "snapshot": "1.5 ms"},
+    "qemu": {"version": "10.0", "command": "250 us", "snapshot": "1.5 ms", "jitter": 0.5},
     "disks": [
       {"name": "vda", "size": "1 GiB", "format": "qcow2", "backing": true},
       {"name": "vdb", "size": "128 KiB", "format": "raw", "by-drive": true}
@@ -49,10 +49,10 @@ TEST(ScenarioText, Everything) {
                    "interval": "1 s"},
     "storage": {"throughput": "20 MiB/s", "latency": "5 ms", "flush-latency": "10 ms",
                 "parallel": 4, "jitter": 0.5},
-    "agent": {"latency": "2 ms", "freeze": "20 ms", "freeze-jitter": 1, "thaw": "7 ms"},
+    "agent": {"latency": "2 ms", "freeze": "20 ms", "jitter": 1, "thaw": "7 ms"},
     "loads": [
       {"disk": "vdb", "pattern": "zipf", "rate": "1 MiB/s", "request": "4 KiB", "area": "64 KiB",
-       "skew": 1.1, "zeros": 0.25, "discards": 0.5, "sync-every": 10, "programs": 3,
+       "skew": 1.1, "zeros": 0.25, "discards": 0.5, "sync-every": 10, "files": 2, "programs": 3,
        "direct": true},
       {"pattern": "sequential", "rate": "unlimited"}
     ],
@@ -78,6 +78,8 @@ TEST(ScenarioText, Everything) {
   EXPECT_EQ(scenario.agent.latency, 2ms);
   EXPECT_EQ(scenario.guest.freeze, 20ms);
   EXPECT_EQ(scenario.guest.freeze_jitter, 1);
+  EXPECT_EQ(scenario.agent.jitter, 1);
+  EXPECT_EQ(scenario.qemu.jitter, 0.5);
   EXPECT_EQ(scenario.agent.thaw, 7ms);
   ASSERT_EQ(scenario.guest.loads.size(), 3U);
   const LoadSetup& load = scenario.guest.loads[0].load;
@@ -90,6 +92,7 @@ TEST(ScenarioText, Everything) {
   EXPECT_EQ(load.zero_share, 0.25);
   EXPECT_EQ(load.discard_share, 0.5);
   EXPECT_EQ(load.sync_every, 10U);
+  EXPECT_EQ(load.files, 2U);
   EXPECT_EQ(load.programs, 3U);
   EXPECT_TRUE(load.direct);
   for (std::size_t i = 1; i < 3; ++i) {  // of each disk
@@ -130,7 +133,7 @@ TEST(ScenarioText, Refusals) {
        "parallel, jitter"},
       {"a key of another pattern", with("\"loads\": [{\"pattern\": \"uniform\", \"skew\": 1}]"),
        "2:35: /loads/0/skew: unknown key; there may be: disk, pattern, direct, rate, request, "
-       "area, zeros, discards, programs, sync-every"},
+       "area, zeros, discards, programs, sync-every, files"},
       {"a number for a time", with("\"duration\": 10"),
        "2:2: /duration: expected a quantity with its unit, as in \"24 h\""},
       {"a wrong unit", with("\"duration\": \"10 MiB\""),

@@ -1,0 +1,147 @@
+#include "sim/forecast.hpp"
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <exception>
+#include <mutex>
+#include <thread>
+
+#include "base/error.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+double milliseconds(Clock::Duration time) {
+  return std::chrono::duration<double, std::milli>(time).count();
+}
+
+std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
+                                      std::uint64_t incrementals) {
+  Rehearsal rehearsal(scenario, scenario.seed + run);
+  std::vector<RehearsedBackup> backups;
+  // What is dirty has come to what it usually is; and no two runs are at the same point of it.
+  const PageCacheSetup& cache = scenario.guest.cache;
+  const double phase = rehearsal.random().fraction();
+  rehearsal.let_pass(cache.expire + cache.interval +
+                     std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
+  for (std::uint64_t i = 0; i <= incrementals; ++i) {
+    if (i != 0) {
+      const double share = 0.9 + 0.2 * rehearsal.random().fraction();
+      rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
+    }
+    backups.push_back(rehearsal.backup());
+    if (backups.back().overlay_kept)
+      break;  // so would be the next one's, after as long a time
+  }
+  return backups;
+}
+
+/// Values of all backups, or of those of one kind.
+class Values {
+ public:
+  explicit Values(const std::vector<std::vector<RehearsedBackup>>& runs) : runs_(&runs) {}
+
+  template <class Value>
+  Spread all(Value value) const {
+    return collect(0, SIZE_MAX, value);
+  }
+  template <class Value>
+  Spread full(Value value) const {
+    return collect(0, 1, value);
+  }
+  template <class Value>
+  Spread incremental(Value value) const {
+    return collect(1, SIZE_MAX, value);
+  }
+
+ private:
+  template <class Value>
+  Spread collect(std::size_t first, std::size_t end, Value value) const {
+    std::vector<double> values;
+    for (const auto& run : *runs_)
+      for (std::size_t i = first; i < std::min(end, run.size()); ++i)
+        values.push_back(value(run[i]));
+    return spread_of(std::move(values));
+  }
+
+  const std::vector<std::vector<RehearsedBackup>>* runs_;
+};
+
+Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
+  const Values values(runs);
+  const auto us = [](auto part) {
+    return [part](const RehearsedBackup& backup) {
+      return static_cast<double>(part(backup.window)) / 1000;
+    };
+  };
+  using Window = client::repository::Window;
+  const auto session = [](const RehearsedBackup& b) { return milliseconds(b.session); };
+  const auto overlay = [](const RehearsedBackup& b) {
+    return static_cast<double>(b.overlay_bytes);
+  };
+  Forecast forecast;
+  forecast.window = values.all(us([](const Window& w) { return w.length_us(); }));
+  forecast.freeze = values.all(us([](const Window& w) {
+    return w.freeze_answered_us.value_or(0) - w.freeze_sent_us.value_or(0);
+  }));
+  forecast.switched = values.all(us([](const Window& w) { return w.switch_us(); }));
+  forecast.thaw = values.all(us(
+      [](const Window& w) { return w.thaw_answered_us.value_or(0) - w.thaw_sent_us.value_or(0); }));
+  forecast.own = values.all(us([](const Window& w) { return w.own_us(); }));
+  forecast.stall =
+      values.all([](const RehearsedBackup& b) { return milliseconds(b.longest_stall); });
+  forecast.full_overlay = values.full(overlay);
+  forecast.incremental_overlay = values.incremental(overlay);
+  forecast.full_session = values.full(session);
+  forecast.incremental_session = values.incremental(session);
+  for (const auto& run : runs) {
+    forecast.windows += run.size();
+    forecast.overlays_kept += static_cast<std::size_t>(std::count_if(
+        run.begin(), run.end(), [](const RehearsedBackup& b) { return b.overlay_kept; }));
+  }
+  return forecast;
+}
+
+}  // namespace
+
+Spread spread_of(std::vector<double> values) {
+  if (values.empty())
+    return {};
+  std::sort(values.begin(), values.end());
+  const auto rank = [&](double share) {
+    const double place = std::ceil(share * static_cast<double>(values.size()));
+    return values[static_cast<std::size_t>(std::max(place, 1.0)) - 1];
+  };
+  return {values.size(), rank(0.5), rank(0.95), rank(0.99), values.back()};
+}
+
+Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
+  std::vector<std::vector<RehearsedBackup>> runs(options.runs);
+  std::atomic<std::uint64_t> next = 0;
+  std::mutex mutex;
+  std::exception_ptr failure;  // the first; under `mutex`
+  const auto work = [&] {
+    for (std::uint64_t run = next++; run < options.runs; run = next++) {
+      try {
+        runs[run] = rehearse(scenario, run, options.incrementals);
+      } catch (...) {
+        const std::lock_guard lock(mutex);
+        if (!failure)
+          failure = std::current_exception();
+        next = options.runs;
+      }
+    }
+  };
+  {
+    std::vector<std::jthread> threads;
+    for (unsigned i = 1; i < options.threads; ++i)
+      threads.emplace_back(work);
+    work();
+  }
+  if (failure)
+    std::rethrow_exception(failure);
+  return summarize(runs);
+}
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,51 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "client/clock.hpp"
+#include "sim/rehearsal.hpp"
+#include "sim/scenario.hpp"
+
+namespace nbdelta::sim {
+
+struct ForecastOptions {
+  std::uint64_t runs = 20;         // each with a guest and a seed of its own
+  std::uint64_t incrementals = 5;  // backups of a run after its full one
+  unsigned threads = 1;
+};
+
+/// One quantity over all runs.
+struct Spread {
+  std::size_t count = 0;  // of values; 0: the others mean nothing
+  double median = 0;
+  double percentile_95 = 0;
+  double percentile_99 = 0;
+  double largest = 0;
+};
+
+/// Percentiles are by nearest rank.
+Spread spread_of(std::vector<double> values);
+
+/// What to expect. Times are in milliseconds.
+struct Forecast {
+  std::size_t windows = 0;
+  Spread window;
+  Spread freeze;    // the agent's
+  Spread switched;  // QEMU's transaction
+  Spread thaw;
+  Spread own;
+  Spread stall;         // the longest that a request of the guest's took, of each backup
+  Spread full_overlay;  // bytes
+  Spread incremental_overlay;
+  Spread full_session;
+  Spread incremental_session;
+  std::size_t overlays_kept = 0;  // commits that the guest's writes outran
+};
+
+/// Rehearses the scenario: seeds from the scenario's on; between two backups its duration passes.
+/// A run ends with a commit that does not. Throws what a backup throws.
+Forecast forecast(const Scenario& scenario, const ForecastOptions& options);
+
+}  // namespace nbdelta::sim

@@ -1,0 +1,188 @@
+#include "sim/rehearsal.hpp"
+
+#include <algorithm>
+#include <utility>
+
+#include "sim/session_environment.hpp"
+
+namespace nbdelta::sim {
+
+using namespace std::chrono_literals;
+namespace backup = client::backup;
+
+Rehearsal::Rehearsal(const Scenario& scenario, std::uint64_t seed)
+    : scenario_(scenario),
+      random_(seed),
+      qemu_(qemu_process_.executor(), qemu_process_.clock(), store_, seed),
+      agent_(qemu_process_.executor(), qemu_process_.clock()) {
+  if (scenario_.qemu.version == "10.0")
+    qemu_.version() = {10, 0, 7};
+  create_disks();
+  guest_.emplace(qemu_process_.executor(), qemu_process_.clock(), *disks_, scenario_.guest,
+                 random_.next());
+  connect();
+  guest_->start();
+}
+
+Rehearsal::~Rehearsal() {
+  if (nbdelta_)
+    nbdelta_->kill();
+  guardians_.clear();
+  guest_->stop();
+  qemu_process_.kill();
+}
+
+std::string Rehearsal::image_path(const ScenarioDisk& disk) const {
+  return "/vm/" + disk.name + "." + disk.format;
+}
+
+void Rehearsal::create_disks() {
+  DiskContents contents;
+  WriteNumber number = 0;
+  for (const ScenarioDisk& disk : scenario_.disks) {
+    const std::uint64_t granules = disk.size / MemoryImage::kGranule;
+    MemoryImage& image = store_.create_image(image_path(disk), disk.format, granules);
+    MemoryImage* below = nullptr;
+    if (disk.backing) {
+      const std::string path = "/vm/" + disk.name + ".below.qcow2";
+      below = &store_.create_image(path, "qcow2", granules);
+      image.set_backing({path, "qcow2"});
+    }
+    std::vector<WriteNumber>& numbers = contents.emplace_back(granules);
+    for (std::uint64_t granule = 0; granule < granules; ++granule) {
+      numbers[granule] = ++number;
+      (below != nullptr && granule % 2 == 0 ? *below : image).write(granule, number);
+    }
+    image.flush();
+    if (below != nullptr)
+      below->flush();
+    Node& node = qemu_.graph().open({.driver = disk.format,
+                                     .name = disk.by_drive ? "" : disk.name,
+                                     .file_name = {},
+                                     .path = image_path(disk),
+                                     .read_only = false,
+                                     .no_backing = false,
+                                     .direct = false});
+    qemu_.graph().add_device(disk.by_drive ? disk.name : "", disk.name, node);
+  }
+  disks_.emplace(qemu_, std::move(contents), number);
+}
+
+void Rehearsal::connect() {
+  agent_.file_systems = static_cast<std::int64_t>(scenario_.disks.size());
+  agent_.freeze = [] {
+    FreezeBehaviour behaviour;
+    behaviour.time = {};  // the guest takes it
+    return behaviour;
+  };
+  agent_.quiesce = [this] { return guest_->freeze(); };
+  agent_.changed = [this](bool frozen) {
+    if (!frozen)
+      guest_->thaw();
+  };
+  qemu_.hooks().step = [this](std::string_view what) {
+    if (what == "job copied")
+      qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
+  };
+}
+
+void Rehearsal::draw_times() {
+  const auto vary = [this](Clock::Duration time, double jitter) {
+    return std::chrono::duration_cast<Clock::Duration>(time * draw_jitter(random_, jitter));
+  };
+  const QemuSetup& qemu = scenario_.qemu;
+  const auto disks = static_cast<std::int64_t>(scenario_.disks.size());
+  qemu_.timing().command = vary(qemu.command, qemu.jitter);
+  qemu_.timing().transaction = qemu_.timing().command + vary(qemu.snapshot * disks, qemu.jitter);
+  qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
+  agent_.command_time = vary(scenario_.agent.latency, scenario_.agent.jitter);
+  agent_.thaw_time = vary(scenario_.agent.thaw * disks, scenario_.agent.jitter);
+}
+
+Clock::Duration Rehearsal::storage_time(std::uint64_t bytes) {
+  return guest_->storage().stream(time_.now(), bytes) - time_.now();
+}
+
+Clock::Duration Rehearsal::pull_time(bool changed) {
+  return changed ? storage_time(MemoryImage::kGranule) : Clock::Duration{};
+}
+
+Process& Rehearsal::start_guardian_process() {
+  guardians_.push_back(std::make_unique<Process>(time_, "guardian"));
+  return *guardians_.back();
+}
+
+void Rehearsal::step(const std::string& /*what*/, Process* /*self*/) {
+  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay_bytes());
+}
+
+std::uint64_t Rehearsal::overlay_bytes() const {
+  std::uint64_t bytes = 0;
+  for (auto file = store_.files().lower_bound("/vm/nbdelta-");
+       file != store_.files().end() && file->first.starts_with("/vm/nbdelta-"); ++file)
+    bytes += file->second.image ? file->second.image->allocated() : 0;
+  return bytes;
+}
+
+bool Rehearsal::run_once() {
+  bool ran = nbdelta_ && nbdelta_->run();
+  for (const auto& guardian : guardians_)
+    ran |= guardian->run();
+  std::erase_if(guardians_, [](const auto& guardian) { return guardian->ended(); });
+  ran |= qemu_process_.run();
+  store_.now =
+      1'700'000'000 +
+      std::chrono::duration_cast<std::chrono::seconds>(time_.now().time_since_epoch()).count();
+  return ran;
+}
+
+void Rehearsal::let_pass(Clock::Duration duration) {
+  const Clock::Time end = time_.now() + duration;
+  // Whoever else waits, this one is there to be woken.
+  const auto alarm = std::make_shared<bool>(false);
+  qemu_process_.spawn([](Clock& clock, Clock::Time time, auto rang) -> asio::awaitable<void> {
+    co_await clock.wait_until(time);
+    *rang = true;
+  }(qemu_process_.clock(), end, alarm));
+  while (!*alarm)
+    if (!run_once())
+      time_.advance();
+}
+
+RehearsedBackup Rehearsal::backup() {
+  backup::Options options;
+  options.qmp = "/run/vm.qmp";
+  options.agent = "/run/vm.agent";
+  options.vm = "vm";
+  options.folder = "/repo/vm";
+  options.quiesce = backup::Quiesce::require;
+  draw_times();
+  guest_->reset_longest_stall();
+  most_overlay_bytes_ = 0;
+  const Clock::Time start = time_.now();
+  nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
+  const auto environment = session_environment(*this, *nbdelta_);
+  const backup::Reporter reporter;
+  backup::Report report;
+  nbdelta_->spawn([](backup::Environment& world, const backup::Options& wanted,
+                     const backup::Reporter& told,
+                     backup::Report& result) -> asio::awaitable<void> {
+    backup::Session session(world, wanted, told);
+    result = co_await session.backup();
+  }(*environment, options, reporter, report));
+  while (!nbdelta_->ended())
+    if (!run_once() && !nbdelta_->ended() && !time_.advance())
+      fail(EDEADLK, "the rehearsal stands still");
+  const std::exception_ptr failure = nbdelta_->failure();
+  nbdelta_->kill();
+  nbdelta_.reset();
+  if (failure)
+    std::rethrow_exception(failure);
+  return {.window = report.manifest.window,
+          .overlay_bytes = most_overlay_bytes_,
+          .session = time_.now() - start,
+          .longest_stall = guest_->longest_stall(),
+          .overlay_kept = report.overlay_kept};
+}
+
+}  // namespace nbdelta::sim

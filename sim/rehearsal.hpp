@@ -1,0 +1,81 @@
+#pragma once
+
+#include <list>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "client/backup/session.hpp"
+#include "sim/guest.hpp"
+#include "sim/host.hpp"
+#include "sim/qemu_disks.hpp"
+#include "sim/scenario.hpp"
+
+namespace nbdelta::sim {
+
+/// What one backup came to.
+struct RehearsedBackup {
+  client::repository::Window window;
+  std::uint64_t overlay_bytes = 0;  // of all disks together, at the most
+  Clock::Duration session{};        // from the first command to the overlay's removal
+  Clock::Duration longest_stall{};  // of any request of the guest's programs
+  bool overlay_kept = false;        // the guest wrote faster than a commit copies
+};
+
+/// A scenario in virtual time: its guest is backed up by the real client/backup, and nothing goes
+/// wrong. Its disks are full of data at the beginning. The storage is shared by the guest's writes,
+/// by pulls and by commits. For one thread.
+class Rehearsal final : public Host {
+ public:
+  /// `seed` is used instead of the scenario's.
+  Rehearsal(const Scenario& scenario, std::uint64_t seed);
+  Rehearsal(const Rehearsal&) = delete;
+  Rehearsal& operator=(const Rehearsal&) = delete;
+  ~Rehearsal() override;
+
+  /// The guest goes on.
+  void let_pass(Clock::Duration duration);
+  /// The first one is full, the others are incremental. Throws Error where it fails.
+  RehearsedBackup backup();
+
+  const Guest& guest() const { return *guest_; }
+
+  Store& store() override { return store_; }
+  Random& random() override { return random_; }
+  Process* qemu_process() override { return &qemu_process_; }
+  FakeQemu* qemu() override { return &qemu_; }
+  FakeAgent* agent() override { return &agent_; }
+  std::list<Plugin>& plugins() override { return plugins_; }
+  Process& start_guardian_process() override;
+  Clock::Duration pull_time(bool changed) override;
+  std::uint64_t free_space() const override { return std::uint64_t{1} << 50; }
+  void step(const std::string& what, Process* self) override;
+
+ private:
+  std::string image_path(const ScenarioDisk& disk) const;
+  void create_disks();
+  void connect();
+  /// How the host is at this moment.
+  void draw_times();
+  /// Of a granule of a pull or a commit, which have many on their way.
+  Clock::Duration storage_time(std::uint64_t bytes);
+  bool run_once();
+  std::uint64_t overlay_bytes() const;
+
+  Scenario scenario_;
+  Random random_;
+  VirtualTime time_;
+  Store store_;
+  std::list<std::unique_ptr<Process>> guardians_;
+  std::list<Plugin> plugins_;
+  Process qemu_process_{time_, "QEMU"};
+  FakeQemu qemu_;
+  FakeAgent agent_;
+  std::optional<QemuDisks> disks_;
+  std::optional<Guest> guest_;
+  std::unique_ptr<Process> nbdelta_;
+  std::uint64_t most_overlay_bytes_ = 0;
+};
+
+}  // namespace nbdelta::sim
