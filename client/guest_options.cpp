@@ -1,5 +1,6 @@
 #include "client/guest_options.hpp"
 
+#include <fmt/format.h>
 #include <signal.h>
 #include <unistd.h>
 
@@ -149,6 +150,9 @@ backup::Options GuestOptions::interpret() const {
   }
   if (full && require_incremental)
     throw target::UsageError(EINVAL, "--full and --require-incremental exclude each other");
+  if (options.quiesce == backup::Quiesce::no && (presync || !mountpoints.empty()))
+    throw target::UsageError(
+        EINVAL, fmt::format("--quiesce no excludes {}", presync ? "--presync" : "--mountpoint"));
   if (options.quiesce == backup::Quiesce::require && agent.empty())
     throw target::UsageError(EINVAL, "--quiesce require needs --agent");
   return options;
