@@ -182,4 +182,14 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
   return inventory;
 }
 
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths) {
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp.call(query_named_block_nodes);
+  co_return take_inventory(devices, nodes, [&](const std::string& path) {
+    return environment.files().canonical(paths.to_local(path));
+  });
+}
+
 }  // namespace nbdelta::client::backup

@@ -6,7 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "client/backup/environment.hpp"
 #include "client/backup/names.hpp"
+#include "client/backup/paths.hpp"
+#include "client/qmp/client.hpp"
 #include "image/disk.hpp"
 #include "qapi/block_nodes.hpp"
 
@@ -69,5 +72,9 @@ std::string path_of(const qapi::ImageInfo& image);
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
                          const std::vector<qapi::NodeInfo>& nodes,
                          const std::function<std::string(const std::string&)>& to_local);
+
+/// What QEMU has now. Throws what Client::call() does.
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths);
 
 }  // namespace nbdelta::client::backup
