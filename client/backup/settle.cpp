@@ -32,8 +32,7 @@ std::string advice(const std::string& error) {
   if (error.find("No space left") != std::string::npos)
     return "; make room, then run 'nbdelta recover'";
   if (error.find("write\" lock") != std::string::npos)
-    return "; somebody else has the image open: end that, then run 'nbdelta "
-           "recover'";
+    return "; somebody else has the image open: end that, then run 'nbdelta recover'";
   return "; run 'nbdelta recover' when the cause is gone";
 }
 
@@ -185,8 +184,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
       co_return false;
     }
   }
-  // What the guest does not write to any more is committed first: that always
-  // ends.
+  // What the guest does not write to any more is committed first: that always ends.
   if (overlays.size() > 1)
     co_await commit_lower(disk, 1, journal);
   co_await ensure_bitmap(disk, overlays.front().session);
@@ -194,8 +192,8 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   co_return overlays.empty();
 }
 
-/// A commit that nobody saw end may have left an overlay's header with the file
-/// that was committed, which is about to go.
+/// A commit that nobody saw end may have left an overlay's header with the file that was committed,
+/// which is about to go.
 asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
   Files& files = environment_->files();
   for (std::size_t i = 0; i < disk.overlays.size(); ++i) {
@@ -233,7 +231,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
   const StackedOverlay& top = overlays[first];
   enter_commit(journal);
   co_await make_base_read_only(*qmp_, disk);
-  const LowerCommit commit{.job = overlay_node_name(top.session, first) + "-b",
+  const LowerCommit commit{.job = lower_job_name(top.session, first),
                            .active = disk.top,
                            .above = overlays[first - 1].node_name,
                            .above_local = overlays[first - 1].local,
@@ -257,7 +255,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
   enter_commit(journal);
-  const ActiveCommit commit{.job = overlay_node_name(overlay.session, 0) + "-a",
+  const ActiveCommit commit{.job = active_job_name(overlay.session, 0),
                             .top = disk.top,
                             .base = disk.base_node,
                             .overlay_local = overlay.local,
@@ -266,11 +264,10 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
   const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);
   if (end == CommitEnd::not_ready) {
     settled_.overlay_kept = true;
-    settled_.done.push_back(
-        fmt::format("{}: the guest writes faster than its overlay can be "
-                    "committed: {} stays, and the next "
-                    "backup or 'nbdelta recover' goes on with it",
-                    disk.name, overlay.path));
+    settled_.done.push_back(fmt::format(
+        "{}: the guest writes faster than its overlay can be committed: {} stays, and the next "
+        "backup or 'nbdelta recover' goes on with it",
+        disk.name, overlay.path));
     co_return;
   }
   settled_.done.push_back(
