@@ -95,9 +95,7 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
   disk.detect_zeroes = node->detect_zeroes.value_or("off");
   disk.base_path = image.filename;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
-  disk.base_read_only = node->read_only;
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
-  disk.base_allocated = image.actual_size.value_or(0);
   disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
   return {};
 }

@@ -39,12 +39,10 @@ struct GuestDisk {
   std::string base_path;   // QEMU's
   std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;
-  bool base_read_only = false;
   std::string backing_node;               // the next below the base; empty: none
   std::vector<std::string> below_base;    // local paths of its backing chain
   bool can_keep_bitmaps = false;          // qcow2, version 3
   bool direct = false;                    // cache.direct
-  std::uint64_t base_allocated = 0;       // bytes of its file
   std::vector<qapi::BitmapInfo> bitmaps;  // of the base
 
   bool is_called(const std::string& what) const {
