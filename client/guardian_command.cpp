@@ -49,11 +49,11 @@ int run_guardian(const std::string& agent) {
   ::prctl(PR_SET_NAME, "nbdelta-guard");
   asio::io_context loop;
   RealClock clock;
+  std::random_device random;
+  const std::int64_t seed = std::uniform_int_distribution<std::int64_t>(1, 1LL << 40)(random);
   backup::Guardian guardian(
       [&]() { return qmp::connect(agent, "the guest agent", clock, clock.now() + 10s); },
-      session_channel(loop), clock,
-      std::uniform_int_distribution<std::int64_t>(
-          1, 1LL << 40)(*std::make_unique<std::random_device>()));
+      session_channel(loop), clock, seed);
   return run(loop, guardian.run());
 }
 

@@ -3,19 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <iterator>
 #include <memory>
 
 #include "client/backup/offline.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/backup/real/environment.hpp"
-#include "client/backup/real/files.hpp"
 #include "client/backup/session.hpp"
+#include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
-#include "client/json_text.hpp"
-#include "client/say.hpp"
-#include "client/stdout.hpp"
+#include "client/run_session.hpp"
 #include "client/target/open_target.hpp"
 
 namespace nbdelta::client {
@@ -94,56 +92,7 @@ int run_recover_command(const RecoverOptions& options) {
   return interrupted != 0 ? interrupted : status;
 }
 
-struct CheckStartOptions {
-  std::vector<std::string> images;
-  std::string overlay_dir;
-};
-
-int run_check_start_command(const CheckStartOptions& options) {
-  const auto files = backup::real_files();
-  int status = kDone;
-  if (!options.overlay_dir.empty() && !std::filesystem::is_directory(options.overlay_dir))
-    throw target::UsageError(ENOTDIR, "--overlay-dir " + options.overlay_dir + ": is no folder");
-  for (const std::string& image : options.images) {
-    files->check_readable(image);
-    const std::vector<std::string> overlays =
-        backup::overlays_over(*files, image, options.overlay_dir);
-    if (overlays.empty())
-      continue;
-    status = kRefused;
-    say("nbdelta: {}: must not be started: {} lies over it and holds later writes. Run 'nbdelta "
-        "recover --offline {}', or start the guest on {} if it is backed up with --tracking "
-        "overlay\n",
-        image, overlays.back(), image, overlays.back());
-  }
-  return status;
-}
-
 }  // namespace
-
-int print_settled(const backup::Settled& settled, const GuestOptions& options) {
-  if (options.json) {
-    qapi::json::array done;
-    qapi::json::array problems;
-    for (const std::string& each : settled.done)
-      done.push_back(qapi::json::value(each));
-    for (const std::string& each : settled.problems)
-      problems.push_back(qapi::json::value(each));
-    print_stdout(pretty(qapi::json::object{{"result", settled.problems.empty() ? "done" : "open"},
-                                           {"overlay-kept", settled.overlay_kept},
-                                           {"done", std::move(done)},
-                                           {"problems", std::move(problems)}}));
-  }
-  if (!options.quiet) {
-    for (const std::string& each : settled.done)
-      say("{}\n", each);
-    if (settled.done.empty() && settled.problems.empty())
-      say("nothing was left to do\n");
-  }
-  for (const std::string& each : settled.problems)
-    say("nbdelta: {}\n", each);
-  return settled.problems.empty() ? kDone : kFailed;
-}
 
 std::function<int()> add_recover_command(CLI::App& app) {
   const auto options = std::make_shared<RecoverOptions>();
@@ -163,21 +112,6 @@ std::function<int()> add_recover_command(CLI::App& app) {
 
 Exit status: 0 everything is right; 1 something is left, and is said.)");
   return [options] { return run_recover_command(*options); };
-}
-
-std::function<int()> add_check_start_command(CLI::App& app) {
-  const auto options = std::make_shared<CheckStartOptions>();
-  CLI::App* command = app.add_subcommand(
-      "check-start", "For a start-up script: may a guest be started on these images?");
-  command->add_option("IMAGE", options->images, "what the guest would be started on")->required();
-  command
-      ->add_option("--overlay-dir", options->overlay_dir,
-                   "where overlays of block devices are: beside those nothing lasts that says so")
-      ->type_name("FOLDER");
-  command->footer(
-      R"(Exit status: 0 yes; 3 no: an overlay that was not committed lies over an image; 1 an image or its
-folder cannot be read.)");
-  return [options] { return run_check_start_command(*options); };
 }
 
 }  // namespace nbdelta::client

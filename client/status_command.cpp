@@ -8,9 +8,9 @@
 
 #include "base/units.hpp"
 #include "client/backup/session.hpp"
-#include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
+#include "client/run_session.hpp"
 #include "client/stdout.hpp"
 #include "client/target/open_target.hpp"
 #include "qapi/job_commands.hpp"

@@ -115,11 +115,9 @@ struct PullRequest {
 };
 
 struct PullResult {
-  std::uint64_t disk_size = 0;
   std::uint64_t written = 0;  // bytes of data
-  std::uint64_t zeroed = 0;
+  std::uint64_t zeroed = 0;   // bytes
   std::uint64_t extents = 0;
-  double seconds = 0;
 };
 
 class Environment {

@@ -95,9 +95,7 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
   disk.detect_zeroes = node->detect_zeroes.value_or("off");
   disk.base_path = image.filename;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
-  disk.base_read_only = node->read_only;
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
-  disk.base_allocated = image.actual_size.value_or(0);
   disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
   return {};
 }
@@ -180,6 +178,16 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     inventory.disks.push_back(std::move(disk));
   }
   return inventory;
+}
+
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths) {
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp.call(query_named_block_nodes);
+  co_return take_inventory(devices, nodes, [&](const std::string& path) {
+    return environment.files().canonical(paths.to_local(path));
+  });
 }
 
 }  // namespace nbdelta::client::backup

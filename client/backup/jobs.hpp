@@ -65,7 +65,8 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
-/// Ends each job of ours; says which. `overlays` (local) are what the disks run on.
+/// Ends each job of ours; says which. `tops` are the overlays that disks run on: one that is marked
+/// as committed is the one that its session's job commits.
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,
                                                    std::vector<StackedOverlay> tops);

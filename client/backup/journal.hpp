@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "client/backup/environment.hpp"
 #include "client/backup/names.hpp"
 #include "client/repository/manifest.hpp"
 #include "qapi/fields.hpp"
@@ -90,5 +91,10 @@ struct Journal {
 inline std::string map_socket(const Journal& journal) {
   return folder_of(journal.qmp) + "/" + bitmap_name(journal.id()) + ".sock";
 }
+
+/// REPO/VM/nbdelta-session.json; `folder` is REPO/VM.
+std::string journal_path(const std::string& folder);
+/// Nothing where no session is open. Throws Error (EPROTO) for what is no journal.
+std::optional<Journal> read_journal(Files& files, const std::string& folder);
 
 }  // namespace nbdelta::client::backup

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <exception>
 #include <set>
 #include <utility>
@@ -213,6 +212,7 @@ asio::awaitable<void> Session::open_session() {
   plan_ = co_await make_plan_now();
   for (const std::string& note : plan_.notes)
     reporter_->say(note);
+  manifest_.type = plan_.type();
   for (std::size_t i = 0; i < plan_.disks.size(); ++i) {
     Disk disk;
     disk.plan = std::move(plan_.disks[i]);
@@ -223,9 +223,6 @@ asio::awaitable<void> Session::open_session() {
     disks_.push_back(std::move(disk));
   }
   plan_.disks.clear();
-  const bool full =
-      std::all_of(disks_.begin(), disks_.end(), [](const Disk& disk) { return disk.plan.full(); });
-  manifest_.type = full ? repository::kFull : repository::kIncremental;
   fill_manifest();
 }
 

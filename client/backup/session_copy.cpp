@@ -37,7 +37,7 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     co_return;
   if (into_base)
     co_await make_base_read_only(*qmp_, guest);
-  LowerCommit commit{.job = node + "-b",
+  LowerCommit commit{.job = lower_job_name(plan_.id, disk.index),
                      .active = node,
                      .above = node,
                      .above_local = journal_->disks[disk.index].overlay_local,

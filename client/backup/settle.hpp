@@ -13,10 +13,6 @@
 
 namespace nbdelta::client::backup {
 
-/// What QEMU has now.
-asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
-                                           const Paths& paths);
-
 /// What putting things right came to.
 struct Settled {
   std::vector<std::string> done;      // in the order it was done
@@ -35,7 +31,6 @@ struct Settled {
 /// What is done is decided by what QEMU has. The journal says which files are ours.
 class Settler {
  public:
-  /// `journal` is the session's, kept up to date while there is one; `save` writes it.
   /// `repository` is null where it is not known: then nothing is taken for durable, and no bitmap
   /// is removed.
   Settler(Environment& environment, qmp::Client& qmp, const Options& options,
@@ -46,8 +41,8 @@ class Settler {
         paths_(&options.paths),
         repository_(repository) {}
 
-  /// Errors of single disks become problems; throws ChannelLost and TimedOut: then QEMU is gone, or
-  /// does not answer.
+  /// `journal` is the session's, and is kept up to date while there is one. Errors of single disks
+  /// become problems; throws ChannelLost (QEMU is gone), and Error for what concerns all of them.
   asio::awaitable<Settled> settle(std::optional<Journal>& journal);
 
  private:
@@ -87,9 +82,5 @@ class Settler {
   std::string chain_;  // whose things are ours, where there is a repository; may be empty
   Settled settled_;
 };
-
-/// REPO/VM/nbdelta-session.json.
-std::string journal_path(const std::string& folder);
-std::optional<Journal> read_journal(Files& files, const std::string& folder);
 
 }  // namespace nbdelta::client::backup
