@@ -28,13 +28,17 @@ int run_check_start_command(const CheckStartOptions& options) {
     files->check_readable(image);
     const std::vector<std::string> overlays =
         backup::overlays_over(*files, image, options.overlay_dir);
+    if (overlays.empty() && options.overlay_dir.empty() && std::filesystem::is_block_file(image))
+      fail(EINVAL, "{}: is a block device: say with --overlay-dir where its overlays would be",
+           image);
     if (overlays.empty())
       continue;
     status = kRefused;
     say("nbdelta: {}: must not be started: {} lies over it and holds later writes. Run 'nbdelta "
-        "recover --offline {}', or start the guest on {} if it is backed up with --tracking "
+        "recover --offline {}{}{}', or start the guest on {} if it is backed up with --tracking "
         "overlay\n",
-        image, overlays.back(), image, overlays.back());
+        image, overlays.back(), image, options.overlay_dir.empty() ? "" : " --overlay-dir ",
+        options.overlay_dir, overlays.back());
   }
   return status;
 }

@@ -13,6 +13,7 @@
 #include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
+#include "client/json_text.hpp"
 #include "client/run_session.hpp"
 #include "client/target/open_target.hpp"
 
@@ -29,9 +30,10 @@ void append(backup::Settled& to, backup::Settled&& from) {
   std::move(from.problems.begin(), from.problems.end(), std::back_inserter(to.problems));
 }
 
-/// The session is over when none of its overlays is left.
-void drop_finished_journal(backup::Files& files, const std::string& folder,
-                           const backup::Journal& journal, backup::Settled& settled) {
+/// What is left of the session when none of its overlays is: bitmaps that QEMU has to merge, if
+/// any.
+void close_session(backup::Files& files, const std::string& folder, backup::Journal& journal,
+                   backup::Settled& settled) {
   for (const backup::JournalDisk& disk : journal.disks) {
     if (journal.phase == backup::phase::kPrepare && files.exists(disk.overlay_local) &&
         backup::is_half_made(files, disk.overlay_local))
@@ -44,6 +46,19 @@ void drop_finished_journal(backup::Files& files, const std::string& folder,
     }
   }
   files.remove(backup::map_socket(journal));
+  if (journal.tracking == repository::kByBitmap && journal.phase != backup::phase::kPrepare) {
+    if (journal.phase == backup::phase::kOffline)
+      return;
+    journal.phase = backup::phase::kOffline;
+    journal.external = false;  // what its exports showed cannot be told any more
+    journal.manifest.reset();
+    files.write_text(backup::journal_path(folder), to_json_text(journal));
+    settled.done.push_back(
+        fmt::format("ended the session {} of {}; the next backup, or 'nbdelta "
+                    "recover --qmp', puts its bitmaps right",
+                    journal.number, folder));
+    return;
+  }
   files.remove(backup::journal_path(folder));
   settled.done.push_back(fmt::format("closed the session {} of {}", journal.number, folder));
 }
@@ -58,6 +73,8 @@ backup::Settled recover_images(const RecoverOptions& options) {
   std::optional<backup::Journal> journal;
   repository::Repository points(files, folder);
   if (!folder.empty()) {
+    if (!files.exists(folder))
+      backup::refuse(ENOENT, "{}: there is no such repository", folder);
     lock = points.lock();
     journal = backup::read_journal(files, folder);
   }
@@ -67,7 +84,7 @@ backup::Settled recover_images(const RecoverOptions& options) {
   if (!folder.empty())
     points.remove_unfinished();
   if (journal && settled.problems.empty())
-    drop_finished_journal(files, folder, *journal, settled);
+    close_session(files, folder, *journal, settled);
   return settled;
 }
 

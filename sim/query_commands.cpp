@@ -26,6 +26,7 @@ void FakeQemu::add_query_commands() {
       info.status = migration_;
     return info;
   });
+  commands_.add<QueryIothreads>([](const QueryIothreads&) { return std::vector<IothreadInfo>(); });
   commands_.add<QueryCommands>([this](const QueryCommands&) {
     std::vector<CommandInfo> infos;
     for (std::string& name : commands_.names())

@@ -11,6 +11,8 @@
 namespace nbdelta::client::backup {
 namespace {
 
+constexpr std::size_t kLongestName = 160;  // with what overlays and their marks add, 255
+
 namespace json = boost::json;
 using qapi::ImageInfo;
 using qapi::NodeInfo;
@@ -168,6 +170,9 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     }
     if (disk.base_node.empty() && reason.empty())
       reason = "what is below our overlay is not open";
+    if (reason.empty() && name_of(device, disk).size() > kLongestName)
+      reason =
+          fmt::format("its name is too long for those of files (at most {} bytes)", kLongestName);
     if (!reason.empty()) {
       inventory.left_out.push_back({who.empty() ? disk.top : who, reason, false});
       continue;
@@ -175,6 +180,7 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     disk.name = file_safe(name_of(device, disk));
     for (int n = 2; !names.insert(disk.name).second; ++n)
       disk.name = fmt::format("{}-{}", file_safe(name_of(device, disk)), n);
+    disk.index = inventory.disks.size();
     inventory.disks.push_back(std::move(disk));
   }
   return inventory;

@@ -27,6 +27,7 @@ struct StackedOverlay {
 ///
 /// Invariant: `overlays` are of one chain or more, topmost first, with nobody else's between.
 struct GuestDisk {
+  std::size_t index = 0;   // among the disks
   std::string name;        // in the repository: device, qdev id, or node name
   std::string device;      // may be empty
   std::string qdev;        // may be empty

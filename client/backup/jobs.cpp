@@ -260,22 +260,20 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
         .device = commit.active, .image_node = commit.above, .backing_file = commit.base_path};
     co_await qmp.call(change_backing_file);
   }
+  files.sync(commit.above_local);  // QEMU does not; and the committed file is about to go
 }
 
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,
-                                                   std::vector<StackedOverlay> tops) {
+                                                   std::map<std::string, std::string> tops) {
   std::vector<std::string> done;
   const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{});
   for (const qapi::JobInfo& job : jobs) {
     const auto session = session_of(job.id);
     if (!session || !is_ours(*session))
       continue;
-    // A session commits one disk after the other.
-    const auto top = std::find_if(tops.begin(), tops.end(), [&](const StackedOverlay& each) {
-      return each.session == *session && is_committed(files, each.local);
-    });
-    const std::string overlay = top == tops.end() ? std::string() : top->local;
+    const auto top = tops.find(job.id);
+    const std::string overlay = top == tops.end() ? std::string() : top->second;
     done.push_back(co_await end_job(qmp, files, job, overlay));
   }
   co_return done;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -65,10 +66,10 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
-/// Ends each job of ours; says which. `tops` are the overlays that disks run on: one that is marked
-/// as committed is the one that its session's job commits.
+/// Ends each job of ours; says which. `tops`: by the name of its job, the overlay (local) that a
+/// disk runs on.
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,
-                                                   std::vector<StackedOverlay> tops);
+                                                   std::map<std::string, std::string> tops);
 
 }  // namespace nbdelta::client::backup

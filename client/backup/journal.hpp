@@ -19,6 +19,8 @@ inline constexpr std::string_view kWindow = "window";    // freeze, switch, thaw
 inline constexpr std::string_view kExport = "export";    // the guest runs on overlays
 inline constexpr std::string_view kCommit = "commit";    // the bases are not read any more
 inline constexpr std::string_view kKept = "kept";        // a commit did not end; an overlay stays
+inline constexpr std::string_view kAbsorb = "absorb";    // older overlays are committed first
+inline constexpr std::string_view kOffline = "offline";  // no overlay is left; bitmaps are
 }  // namespace phase
 
 /// One disk of a session. Paths are QEMU's unless they say local.

@@ -67,6 +67,7 @@ asio::awaitable<void> Session::connect() {
   co_await open_channel();
   const qapi::Greeting greeting = co_await qmp_->open();
   manifest_.qemu_version = version_text(greeting);
+  qemu_major_ = greeting.major;
   co_await check_commands(greeting);
 }
 
@@ -113,7 +114,7 @@ asio::awaitable<void> Session::settle_leftover() {
   const bool in_place = co_await overlays_are_in_place();
   if (in_place) {
     reporter_->say("the overlay of an earlier session is still in place: going on with it");
-    session_is_open_ = true;
+    open_chain_ = journal_->chain;
     journal_.reset();
     co_return;
   }
@@ -170,8 +171,14 @@ asio::awaitable<Plan> Session::make_plan_now() {
   situation.inventory = co_await query_inventory(*qmp_, *environment_, options_->paths);
   situation.latest = points.latest();
   situation.highest_number = points.highest_number();
-  situation.new_chain = journal_ ? journal_->chain : chain_name(environment_->random());
-  situation.session_is_open = session_is_open_ || journal_;
+  const std::string open_chain = journal_ ? journal_->chain : open_chain_;
+  situation.session_is_open = !open_chain.empty();
+  situation.new_chain = open_chain.empty() ? chain_name(environment_->random()) : open_chain;
+  if (qemu_major_ < 9) {
+    // nbd_blockdev_client_closed() asserts that it runs in the main thread.
+    const auto iothreads = co_await qmp_->call(qapi::QueryIothreads{});
+    situation.exports_abort_qemu = !iothreads.empty();
+  }
   if (situation.latest)
     previous_point_ = Repository::folder_name(situation.latest->number, situation.latest->type);
   const std::string folder = points.point_folder(previous_point_);
@@ -344,7 +351,14 @@ asio::awaitable<std::vector<Exported>> Session::begin() {
   for (Disk& disk : disks_)
     manifest_.disks.push_back(disk.entry);
   journal_->manifest = manifest_;
-  save_journal();
+  std::exception_ptr failure;
+  try {
+    save_journal();
+  } catch (const Error&) {
+    failure = std::current_exception();
+  }
+  if (failure)
+    co_await fail_session(failure);
   std::vector<Exported> exports;
   for (Disk& disk : disks_) {
     exports.push_back({.disk = disk.entry.name,

@@ -76,10 +76,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
-  std::vector<StackedOverlay> tops;
+  std::map<std::string, std::string> tops;
   for (const GuestDisk& disk : inventory.disks)
     if (!disk.overlays.empty())
-      tops.push_back(disk.overlays.front());
+      tops[active_job_name(disk.overlays.front().session, disk.index)] =
+          disk.overlays.front().local;
   std::vector<std::string> ended = co_await end_jobs(*qmp_, environment_->files(), is_ours, tops);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
@@ -231,7 +232,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
   const StackedOverlay& top = overlays[first];
   enter_commit(journal);
   co_await make_base_read_only(*qmp_, disk);
-  const LowerCommit commit{.job = lower_job_name(top.session, first),
+  const LowerCommit commit{.job = lower_job_name(top.session, disk.index),
                            .active = disk.top,
                            .above = overlays[first - 1].node_name,
                            .above_local = overlays[first - 1].local,
@@ -255,7 +256,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
   enter_commit(journal);
-  const ActiveCommit commit{.job = active_job_name(overlay.session, 0),
+  const ActiveCommit commit{.job = active_job_name(overlay.session, disk.index),
                             .top = disk.top,
                             .base = disk.base_node,
                             .overlay_local = overlay.local,

@@ -46,6 +46,13 @@ class Settler {
   asio::awaitable<Settled> settle(std::optional<Journal>& journal);
 
  private:
+  /// An overlay that no disk runs on.
+  struct Loose {
+    std::string base;          // local, as the other paths
+    std::string disk;          // its name; empty: not known
+    bool added_by_us = false;  // to this QEMU, which has it still
+  };
+
   void end_servers(const Inventory& inventory, const std::optional<Journal>& journal);
   asio::awaitable<void> end_exports(std::optional<Journal>& journal);
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
@@ -61,10 +68,10 @@ class Settler {
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
   bool is_expendable(const std::string& local, const std::optional<Journal>& journal);
-  bool was_committed(const std::string& local, const std::string& base, const Inventory& inventory,
-                     const std::optional<Journal>& journal);
+  bool was_committed(const std::string& local, const Loose& overlay,
+                     const Inventory& inventory) const;
+  asio::awaitable<std::map<std::string, Loose>> release_nodes(Inventory inventory);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
-  asio::awaitable<std::map<std::string, std::string>> release_nodes(Inventory inventory);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);

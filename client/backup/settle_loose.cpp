@@ -12,14 +12,6 @@
 namespace nbdelta::client::backup {
 namespace {
 
-/// Whether a disk runs on a later overlay than this one: that it is not between that and the base
-/// any more says that it has been committed.
-bool was_below(const SessionId& overlay, const std::vector<StackedOverlay>& stack) {
-  return std::any_of(stack.begin(), stack.end(), [&](const StackedOverlay& each) {
-    return each.session.chain == overlay.chain && each.session.number > overlay.number;
-  });
-}
-
 /// The file of one of our overlays: QEMU calls one that was never in use by all its options.
 std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeInfo>& nodes) {
   for (const qapi::NodeInfo& node : nodes)
@@ -42,28 +34,26 @@ bool Settler::is_expendable(const std::string& local, const std::optional<Journa
   return files.overlay_is_empty(local);
 }
 
-/// Whether an earlier session's overlay was committed into what lies below it by a session that got
-/// as far as that: then a disk runs on its base, or on later overlays above that.
-bool Settler::was_committed(const std::string& local, const std::string& base,
-                            const Inventory& inventory, const std::optional<Journal>& journal) {
+/// Whether a disk that was above it shows that it has been committed: by running on later overlays
+/// of ours without it; or on its base, in the QEMU that we have added the overlay to, where only
+/// the end of a commit (somebody else's, too) takes a guest.
+bool Settler::was_committed(const std::string& local, const Loose& overlay,
+                            const Inventory& inventory) const {
   const auto session = session_of(base_name(local));
-  if (!journal || journal->phase == phase::kPrepare || !session)
-    return false;
-  for (const JournalDisk& disk : journal->disks)
-    if (disk.overlay_local == local)
-      return false;
+  const auto is_later = [&](const StackedOverlay& each) {
+    return session && each.session.chain == session->chain && each.session.number > session->number;
+  };
   return std::any_of(inventory.disks.begin(), inventory.disks.end(), [&](const GuestDisk& disk) {
-    return disk.base_local == base &&
-           std::all_of(disk.overlays.begin(), disk.overlays.end(), [&](const auto& overlay) {
-             return overlay.session.chain == session->chain &&
-                    overlay.session.number > session->number;
-           });
+    if (disk.base_local != overlay.base)
+      return false;
+    if (disk.overlays.empty())
+      return overlay.added_by_us;
+    return std::all_of(disk.overlays.begin(), disk.overlays.end(), is_later);
   });
 }
 
-/// Takes our overlays' nodes away that no disk runs on; returns their files, and what these lie
-/// over.
-asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inventory inventory) {
+/// Takes our overlays' nodes away that no disk runs on.
+asio::awaitable<std::map<std::string, Settler::Loose>> Settler::release_nodes(Inventory inventory) {
   std::set<std::string> stacked;
   for (const GuestDisk& disk : inventory.disks)
     for (const StackedOverlay& overlay : disk.overlays)
@@ -72,7 +62,7 @@ asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inven
   const auto to_local = [&](const std::string& path) {
     return files.canonical(paths_->to_local(path));
   };
-  std::map<std::string, std::string> released;
+  std::map<std::string, Loose> released;
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes) {
@@ -82,13 +72,16 @@ asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inven
     // A guest that was started on an overlay has a name of its own for it.
     const std::string local = to_local(file_of(node, nodes));
     auto session = session_of(*node.node_name);
+    const bool added_by_us = session.has_value();
     if (!session)
       session = session_of(base_name(local));
     if (!session || !ours(*session))
       continue;
     const bool deleted = co_await delete_node(*node.node_name);
     if (deleted)
-      released[local] = to_local(node.image.full_backing_filename.value_or(""));
+      released[local] = {.base = to_local(node.image.full_backing_filename.value_or("")),
+                         .disk = {},
+                         .added_by_us = added_by_us};
   }
   co_return released;
 }
@@ -96,20 +89,16 @@ asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inven
 /// Overlays that no disk runs on: they were never in use, or have been committed, or their disk was
 /// taken away from the guest with all that it wrote, or QEMU was started without them.
 asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
-  struct Loose {
-    std::string base;
-    std::string disk;
-    bool was_below = false;
-  };
   Files& files = environment_->files();
   const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
-  std::map<std::string, Loose> loose;
-  const auto released = co_await release_nodes(inventory);
-  for (const auto& [local, base] : released)
-    loose[local] = {.base = base, .disk = {}};
+  std::map<std::string, Loose> loose = co_await release_nodes(inventory);
+  const auto add = [&](const std::string& local, const std::string& base, const std::string& disk) {
+    loose[local].base = base;
+    loose[local].disk = disk;
+  };
   if (journal)
     for (const JournalDisk& disk : journal->disks)
-      loose[disk.overlay_local] = {.base = disk.base_local, .disk = disk.name};
+      add(disk.overlay_local, disk.base_local, disk.name);
   std::set<std::string> bases;
   for (const GuestDisk& disk : inventory.disks) {
     bases.insert(disk.base_local);
@@ -119,9 +108,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
       const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name) &&
                            (is_committed(files, local) || files.backing_of(local));
       if (of_disk && ours(*session))
-        loose[local] = {.base = disk.base_local,
-                        .disk = disk.name,
-                        .was_below = was_below(*session, disk.overlays)};
+        add(local, disk.base_local, disk.name);
     }
   }
   // Whatever QEMU has open is in use, also by a graph that is not understood here.
@@ -132,9 +119,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   for (const auto& [local, what] : loose) {
     if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;
-    const bool expendable = what.was_below || is_expendable(local, journal) ||
-                            was_committed(local, what.base, inventory, journal);
-    if (expendable)
+    if (is_expendable(local, journal) || was_committed(local, what, inventory))
       drop_overlay(local, what.base);
     else if (bases.count(what.base))
       settled_.problems.push_back(fmt::format(

@@ -100,7 +100,8 @@ class RealFiles final : public Files {
   }
 
   std::int64_t modified(const std::string& path) override {
-    return File::open(path, O_RDONLY).status().st_mtim.tv_sec;
+    const struct stat status = File::open(path, O_RDONLY).status();
+    return S_ISBLK(status.st_mode) ? 0 : status.st_mtim.tv_sec;
   }
 
   bool exists(const std::string& path) override {

@@ -108,8 +108,9 @@ TEST_P(CommitGuard, RecoverDoesItWhereTheGuardDiedToo) {
   for (int i = 0; commit(Victim::nbdelta_and_guard, i); ++i) {
     ASSERT_LT(i, kMostCommands);
     tap_.reset();
-    if (held_)
+    if (held_) {
       EXPECT_EQ(status_of_job(), "pending") << "the guard lives";
+    }
     held += held_ ? 1 : 0;
     run_ok(points_.command("recover"));
     EXPECT_NE(status_of_job(), "pending");
