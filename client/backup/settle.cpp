@@ -235,6 +235,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
     if (is_committed(environment_->files(), overlay.local))
       unmark_committed(environment_->files(), overlay.local);
   co_await name_backing_files(disk);
+  mark_what_was_below(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -273,6 +274,21 @@ asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
     files.sync(overlay.local);
     settled_.done.push_back(
         fmt::format("{}: {} has the backing file {} again", disk.name, overlay.path, path));
+  }
+}
+
+/// A commit that nobody saw end has left the overlay that it committed. What is committed from here
+/// on is newer: nobody may commit that one again, should QEMU end before it is removed.
+void Settler::mark_what_was_below(const GuestDisk& disk) {
+  Files& files = environment_->files();
+  for (const std::string& local : overlays_beside(files, disk.base_local)) {
+    const auto session = session_of(base_name(local));
+    const bool stacked =
+        std::any_of(disk.overlays.begin(), disk.overlays.end(),
+                    [&](const StackedOverlay& overlay) { return overlay.local == local; });
+    if (session && ours(*session) && !stacked && was_below(*session, disk.overlays) &&
+        base_name(local) == overlay_file_name(*session, disk.name) && !is_committed(files, local))
+      mark_committed(files, local);
   }
 }
 
@@ -545,7 +561,16 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes)
     loose.erase(files.canonical(paths_->to_local(node.file)));
-  for (const auto& [local, what] : loose) {
+  // The newest first: an overlay never lies over one that has gone.
+  std::vector<std::pair<std::string, Loose>> newest_first(loose.begin(), loose.end());
+  std::stable_sort(newest_first.begin(), newest_first.end(), [](const auto& a, const auto& b) {
+    const auto number = [](const std::string& local) {
+      const auto session = session_of(base_name(local));
+      return session ? session->number : 0;
+    };
+    return number(a.first) > number(b.first);
+  });
+  for (const auto& [local, what] : newest_first) {
     if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;
     const bool expendable = what.was_below || is_expendable(local, journal) ||
