@@ -11,10 +11,11 @@
 namespace nbdelta::sim {
 namespace {
 
-/// Windows do not depend on it, and a guest that outruns a commit takes long to rehearse.
+// What windows do not depend on, and would take long to rehearse: copying, a commit that is outrun.
 constexpr std::chrono::seconds kCommitDeadline{5};
-constexpr std::chrono::seconds kLongestPause{10};  // between two backups, for the same reason
-constexpr std::size_t kMostNamed = 8;              // of what was done in a window
+constexpr std::chrono::seconds kLongestPause{10};               // between two backups
+constexpr std::uint64_t kLargestDisk = std::uint64_t{1} << 29;  // bytes
+constexpr std::size_t kMostNamed = 8;                           // of what was done in a window
 
 double milliseconds(Clock::Duration time) {
   return std::chrono::duration<double, std::milli>(time).count();
@@ -43,6 +44,14 @@ std::string named(const std::vector<std::string>& what) {
   return fmt::format("{}", fmt::join(texts, ", "));
 }
 
+void make_short(Scenario& scenario) {
+  scenario.duration = std::min<Clock::Duration>(scenario.duration, kLongestPause);
+  for (ScenarioDisk& disk : scenario.disks)
+    disk.size = std::min(disk.size, kLargestDisk);
+  for (DiskLoad& each : scenario.guest.loads)
+    each.load.area = std::min(each.load.area, scenario.disks[each.disk].size);
+}
+
 void check_mishap(const Scenario& scenario, Mishap mishap, const char* what, double& frozen,
                   std::vector<std::string>& failures) {
   Rehearsal rehearsal(scenario, scenario.seed);
@@ -61,7 +70,7 @@ void check_mishap(const Scenario& scenario, Mishap mishap, const char* what, dou
 }  // namespace
 
 Gated gate(Scenario scenario, const GateOptions& options) {
-  scenario.duration = std::min<Clock::Duration>(scenario.duration, kLongestPause);
+  make_short(scenario);
   Gated result;
   result.scenario = scenario.name;
   result.disks = scenario.disks.size();
