@@ -153,8 +153,8 @@ class World final : public Host {
   bool told_of_migration_ = false;  // at the last question
   bool listens_ = false;            // a session, for events of the overlays that it has put on top
   bool told_of_threshold_ = false;  // meanwhile
-  std::map<std::size_t, std::string>
-      unplugged_;                 // disks, and their images then, until the guest is started again
+  /// Disks, each with its chain of images then, until the guest is started again.
+  std::map<std::size_t, std::vector<std::string>> unplugged_;
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   unsigned starts_ = 0;

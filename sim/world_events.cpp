@@ -28,7 +28,8 @@ void World::unplug_when_due() {
   if (device.unplugged || qemu_->fake.drained(device))
     return;
   unplug_ = false;
-  unplugged_[disk] = device.root->path;
+  for (const Node* node = device.root; node != nullptr; node = node->backing)
+    unplugged_[disk].push_back(node->path);
   absent_.insert(disk);
   log(fmt::format("{} unplugged", disk_name(disk)));
   qemu_->fake.unplug(device);
@@ -42,11 +43,12 @@ void World::replug() {
     end_qemu();
 }
 
-/// What is under the disk that is not there: the image that it had then, or, where that was an
-/// empty overlay that has gone since, what was below it.
+/// In the topmost of its images that is still there: one goes when it is empty, or committed.
 WriteNumber World::read_unplugged(std::size_t disk, std::uint64_t granule) {
-  const std::string& path = unplugged_.at(disk);
-  return read_file(store_.image(path) != nullptr ? path : image_path(disk), granule);
+  for (const std::string& path : unplugged_.at(disk))
+    if (store_.image(path) != nullptr)
+      return read_file(path, granule);
+  violated(fmt::format("all images of {} are gone", disk_name(disk)));
 }
 
 /// Where nothing went wrong, whoever reads the report knows that an overlay has grown.
