@@ -43,14 +43,15 @@ asio::awaitable<void> FakeAgent::work() {
   while (!messages_.empty()) {
     QmpValue message = std::move(messages_.front());
     messages_.pop_front();
+    const Clock::Time begun = clock_->now();
     co_await clock_->wait(command_time);
     if (!silent)
-      co_await answer(std::move(message));
+      co_await answer(std::move(message), begun);
   }
   working_ = false;
 }
 
-asio::awaitable<void> FakeAgent::answer(QmpValue message) {
+asio::awaitable<void> FakeAgent::answer(QmpValue message, Clock::Time begun) {
   qapi::ErrorReply error{"GenericError", message.error, std::nullopt};
   if (message.error.empty()) {
     if (const json::object* object = message.value.if_object())
@@ -58,7 +59,9 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message) {
         error.id = *id;
     try {
       qapi::Command command = qapi::command_of(message.value);
+      const std::string name = command.name;
       co_await carry_out(std::move(command));
+      answered(name, begun);
       co_return;
     } catch (const qapi::CommandError& refused) {
       error.description = refused.description();

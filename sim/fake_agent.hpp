@@ -50,10 +50,13 @@ class FakeAgent {
   /// It takes commands, and does nothing with them.
   bool silent = false;
   std::function<void(bool frozen)> changed = [](bool) {};
+  /// A command has been carried out; `begun`: when it was taken up.
+  std::function<void(const std::string& name, Clock::Time begun)> answered = [](const std::string&,
+                                                                                Clock::Time) {};
 
  private:
   asio::awaitable<void> work();
-  asio::awaitable<void> answer(QmpValue message);
+  asio::awaitable<void> answer(QmpValue message, Clock::Time begun);
   /// Sends the answer, if there is one.
   asio::awaitable<void> carry_out(qapi::Command command);
   asio::awaitable<void> freeze_now(const qapi::Command& command);

@@ -16,27 +16,6 @@ double milliseconds(Clock::Duration time) {
   return std::chrono::duration<double, std::milli>(time).count();
 }
 
-std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
-                                      std::uint64_t incrementals) {
-  Rehearsal rehearsal(scenario, scenario.seed + run);
-  std::vector<RehearsedBackup> backups;
-  // What is dirty has come to what it usually is; and no two runs are at the same point of it.
-  const PageCacheSetup& cache = scenario.guest.cache;
-  const double phase = rehearsal.random().fraction();
-  rehearsal.let_pass(cache.expire + cache.interval +
-                     std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
-  for (std::uint64_t i = 0; i <= incrementals; ++i) {
-    if (i != 0) {
-      const double share = 0.9 + 0.2 * rehearsal.random().fraction();
-      rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
-    }
-    backups.push_back(rehearsal.backup());
-    if (backups.back().overlay_kept)
-      break;  // so would be the next one's, after as long a time
-  }
-  return backups;
-}
-
 /// Values of all backups, or of those of one kind.
 class Values {
  public:
@@ -104,6 +83,29 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 }
 
 }  // namespace
+
+std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
+                                      std::uint64_t incrementals,
+                                      std::chrono::milliseconds commit_deadline) {
+  Rehearsal rehearsal(scenario, scenario.seed + run);
+  rehearsal.commit_deadline = commit_deadline;
+  std::vector<RehearsedBackup> backups;
+  // What is dirty has come to what it usually is; and no two runs are at the same point of it.
+  const PageCacheSetup& cache = scenario.guest.cache;
+  const double phase = rehearsal.random().fraction();
+  rehearsal.let_pass(cache.expire + cache.interval +
+                     std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
+  for (std::uint64_t i = 0; i <= incrementals; ++i) {
+    if (i != 0) {
+      const double share = 0.9 + 0.2 * rehearsal.random().fraction();
+      rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
+    }
+    backups.push_back(rehearsal.backup());
+    if (backups.back().overlay_kept)
+      break;  // so would be the next one's, after as long a time
+  }
+  return backups;
+}
 
 Spread spread_of(std::vector<double> values) {
   if (values.empty())

@@ -25,6 +25,12 @@ struct Spread {
   double largest = 0;
 };
 
+/// A full backup and `incrementals` after it, of a guest of its own; a commit that does not end is
+/// the last one. Throws what a backup throws.
+std::vector<RehearsedBackup> rehearse(
+    const Scenario& scenario, std::uint64_t run, std::uint64_t incrementals,
+    std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline);
+
 /// Percentiles are by nearest rank.
 Spread spread_of(std::vector<double> values);
 

@@ -60,11 +60,11 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
   qemu_.flushes_writes = false;
   if (scenario.qemu.version == "10.0")
     qemu_.version() = {10, 0, 13};
-  qemu_.timing() = {
-      .command = scenario.qemu.command,
-      .transaction = scenario.qemu.snapshot * static_cast<std::int64_t>(disks_.size()),
-      .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
-                                              scenario.guest.storage.throughput)};
+  qemu_.timing() = {.command = scenario.qemu.command,
+                    .transaction = scenario.qemu.command,
+                    .snapshot = scenario.qemu.snapshot,
+                    .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
+                                                            scenario.guest.storage.throughput)};
   agent_.file_systems = static_cast<std::int64_t>(disks_.size());
   agent_.command_time = scenario.agent.latency;
   agent_.thaw_time = scenario.agent.thaw * agent_.file_systems;

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <exception>
 #include <functional>
@@ -10,6 +11,7 @@
 #include "client/say.hpp"
 #include "sim/explore.hpp"
 #include "sim/forecast_command.hpp"
+#include "sim/gate_command.hpp"
 #include "sim/run_command.hpp"
 
 namespace {
@@ -46,10 +48,17 @@ int run_explore(const ExploreOptions& options) {
   const ExploreResult result = explore_seeds(first, last, options.jobs, 20);
   for (const auto& [what, count] : result.seen)
     fmt::print("{:8} {}\n", count, what);
+  const auto distinct = [&](std::string_view kind) {
+    return std::count_if(result.seen.begin(), result.seen.end(),
+                         [&](const auto& seen) { return seen.first.starts_with(kind); });
+  };
+  const auto points = distinct("killed at: ");
+  const auto faults = distinct("fault: ");
   fmt::print(
-      "{} schedules, {} steps, {} distinct crash points, faults and states; {:.0f} schedules "
-      "a second\n",
-      result.schedules, result.steps, result.seen.size(),
+      "{} schedules, {} steps; {} distinct crash points, {} faults, {} states; {:.0f} schedules a "
+      "second\n",
+      result.schedules, result.steps, points, faults,
+      static_cast<std::ptrdiff_t>(result.seen.size()) - points - faults,
       static_cast<double>(result.schedules) / result.seconds);
   for (const std::uint64_t seed : result.failed) {
     const Schedule schedule = Schedule::of_seed(seed);
@@ -71,6 +80,7 @@ int main(int argc, char** argv) {
   explore->add_flag("--shrink", options.shrink, "Leaves away what the violation does not need");
   const std::map<std::string, std::function<int()>> others{{"run", add_run_command(app)},
                                                            {"forecast", add_forecast_command(app)},
+                                                           {"gate", add_gate_command(app)},
                                                            {"check", add_check_command(app)}};
   CLI11_PARSE(app, argc, argv);
   try {

@@ -108,6 +108,8 @@ void World::start_qemu() {
   fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {
     log("-> " + command.name);
     step("command " + command.name, &qemu_->process);
+    if (command.name == qapi::QueryMigrate::kName)
+      told_of_migration_ = migrating_;
     if (strike({FaultKind::command_error}))
       return "a fault of the simulator";
     return std::nullopt;
@@ -127,7 +129,13 @@ void World::start_qemu() {
       return "Input/output error";
     return std::nullopt;
   };
+  fake.hooks().event = [this](const std::string& name, const qapi::json::object& data) {
+    see_event(name, data);
+  };
   fake.hooks().switched = [this] {
+    if (told_of_migration_)
+      violated("the switch of a guest that is migrating");
+    listens_ = true;
     switches_.push_back(contents_);
     note("switched");
   };
@@ -206,6 +214,7 @@ void World::kill_qemu() {
   frozen_since_.reset();
   qemu_died_ = true;
   restarted_ = true;
+  unplugged_.clear();
   log("QEMU killed");
 }
 
@@ -216,6 +225,7 @@ void World::end_qemu() {
   qemu_.reset();
   frozen_since_.reset();
   restarted_ = true;
+  unplugged_.clear();
   log("QEMU ended");
 }
 
@@ -244,6 +254,10 @@ void World::guest_write(std::size_t disk, std::uint64_t granule, WriteNumber num
     return;
   if (qemu_->agent.frozen())
     violated("the guest writes while it is frozen");
+  if (unplugged_.count(disk) != 0) {
+    done(nullptr);  // its programs have an error, and nobody was told that it was written
+    return;
+  }
   Device& device = qemu_->fake.graph().devices()[disk];
   if (qemu_->fake.drained(device))
     note("a write of the guest held back");
@@ -292,12 +306,12 @@ void World::step(const std::string& what, Process* self) {
   bool kill_nbdelta = false;
   bool kill_guardians = false;
   bool kill_plugins = false;
-  while (const auto kind =
-             strike({FaultKind::kill_nbdelta, FaultKind::kill_qemu, FaultKind::kill_plugin,
-                     FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
-                     FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything,
-                     FaultKind::interrupt, FaultKind::base_full, FaultKind::overlay_full,
-                     FaultKind::agent_silent, FaultKind::guest_ends})) {
+  while (const auto kind = strike(
+             {FaultKind::kill_nbdelta, FaultKind::kill_qemu, FaultKind::kill_plugin,
+              FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
+              FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything, FaultKind::interrupt,
+              FaultKind::base_full, FaultKind::overlay_full, FaultKind::agent_silent,
+              FaultKind::guest_ends, FaultKind::unplug, FaultKind::migration})) {
     const auto is = [&](std::initializer_list<FaultKind> kinds) {
       return std::find(kinds.begin(), kinds.end(), *kind) != kinds.end();
     };
@@ -309,6 +323,11 @@ void World::step(const std::string& what, Process* self) {
     kill_qemu_ |= all || is({FaultKind::kill_qemu, FaultKind::kill_nbdelta_and_qemu});
     interrupted_ |= is({FaultKind::interrupt});
     end_qemu_ |= is({FaultKind::guest_ends});
+    unplug_ |= is({FaultKind::unplug});
+    if (is({FaultKind::migration}) && qemu_) {
+      migrating_ = true;
+      qemu_->fake.set_migration("active");
+    }
     if (is({FaultKind::agent_silent}) && qemu_)
       qemu_->agent.silent = true;
     for (auto& [path, file] : store_.files())
@@ -346,13 +365,14 @@ Process& World::start_guardian_process() {
 
 void World::end_faults() {
   faults_.clear();
-  interrupted_ = false;
+  interrupted_ = unplug_ = migrating_ = false;
   for (auto& [path, file] : store_.files())
     if (file.image)
       file.image->full = false;
   if (qemu_) {
     qemu_->agent.silent = false;
     qemu_->fake.set_run_state("running");
+    qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
   }
 }
@@ -396,6 +416,7 @@ bool World::run_once() {
   if (qemu_) {
     ran |= qemu_->process.run();
     bury();
+    unplug_when_due();
   }
   if (violation_)  // whoever met it may have kept the exception
     throw Violation(*violation_);
@@ -496,6 +517,7 @@ void World::run_session(const SessionSetup& session) {
           backup::Session backup(environment, options, reporter);
           const backup::Report report = co_await backup.backup();
           note("backup: " + report.manifest.type);
+          check_warnings(session, report);
         },
         false);
     return;
@@ -598,9 +620,11 @@ void World::run() {
     write_now(session.writes_before);
     session_start_ = steps_;
     faults_ = session.faults;
-    interrupted_ = false;
+    interrupted_ = listens_ = told_of_threshold_ = false;
     run_session(session);
     end_faults();
+    if (!unplugged_.empty())
+      replug();
     if (session.recover_after) {
       ensure_guest();
       run_recover(true);
@@ -657,7 +681,9 @@ void World::check_always() {
     violated("a commit holds the guest's writes back");
   for (std::size_t i = 0; i < devices.size(); ++i)
     for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
-      const WriteNumber found = qemu_->fake.graph().read(*devices[i].root, granule);
+      const WriteNumber found = devices[i].unplugged
+                                    ? read_unplugged(i, granule)
+                                    : qemu_->fake.graph().read(*devices[i].root, granule);
       if (found != contents_[i][granule])
         violated(fmt::format("a write is lost: {} holds {} at granule {}, and {} was written",
                              disk_name(i), found, granule, contents_[i][granule]));
@@ -696,6 +722,8 @@ void World::check_points() {
       found = true;
       for (std::size_t i = 0; i < contents_.size() && found; ++i) {
         const repository::DiskEntry* entry = manifest.find(disk_name(i));
+        if (entry == nullptr && absent_.count(i) != 0)
+          continue;
         if (entry == nullptr || !entry->file)
           violated(fmt::format("{}: has no {}", path, disk_name(i)));
         for (std::uint64_t granule = 0; granule < contents_[i].size() && found; ++granule) {

@@ -51,7 +51,9 @@ class World final : public Host {
   std::list<Plugin>& plugins() override { return plugins_; }
   Process& start_guardian_process() override;
   Clock::Duration pull_time(bool changed) override;
-  std::uint64_t free_space() const override { return 100 * MemoryImage::kGranule; }
+  std::uint64_t free_space() const override {
+    return schedule_.free_granules * MemoryImage::kGranule;
+  }
   bool interrupted() const override { return interrupted_; }
   std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
@@ -120,6 +122,12 @@ class World final : public Host {
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
 
+  void see_event(const std::string& name, const qapi::json::object& data);
+  void unplug_when_due();
+  void replug();
+  WriteNumber read_unplugged(std::size_t disk, std::uint64_t granule);
+  void check_warnings(const SessionSetup& session, const client::backup::Report& report);
+
   void check_always();
   void check_points();
   void check_clean();
@@ -140,6 +148,14 @@ class World final : public Host {
   bool kill_qemu_ = false;
   bool end_qemu_ = false;
   bool interrupted_ = false;
+  bool unplug_ = false;  // a disk, as soon as QEMU can
+  bool migrating_ = false;
+  bool told_of_migration_ = false;  // at the last question
+  bool listens_ = false;            // a session, for events of the overlays that it has put on top
+  bool told_of_threshold_ = false;  // meanwhile
+  /// Disks, each with its chain of images then, until the guest is started again.
+  std::map<std::size_t, std::vector<std::string>> unplugged_;
+  std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
