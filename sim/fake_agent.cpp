@@ -43,11 +43,21 @@ asio::awaitable<void> FakeAgent::work() {
   while (!messages_.empty()) {
     QmpValue message = std::move(messages_.front());
     messages_.pop_front();
+    tell_of(message);
     co_await clock_->wait(command_time);
     if (!silent)
       co_await answer(std::move(message));
   }
   working_ = false;
+}
+
+void FakeAgent::tell_of(const QmpValue& message) const {
+  if (!message.error.empty())
+    return;
+  try {
+    arrived(qapi::command_of(message.value));
+  } catch (const qapi::CommandError&) {  // what is no command is refused later
+  }
 }
 
 asio::awaitable<void> FakeAgent::answer(QmpValue message) {
@@ -67,6 +77,7 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message) {
       error.description = refused.what();
     }
   }
+  answered(error.description);
   send(qapi::to_line(error));
 }
 
@@ -76,6 +87,7 @@ void FakeAgent::send(const std::string& line) {
 }
 
 void FakeAgent::reply(const qapi::Command& command, json::value value) {
+  answered("");
   const std::string line = qapi::to_line(qapi::Return{.value = std::move(value), .id = command.id});
   send(command.name == commands::GuestSyncDelimited::kName ? qapi::kDelimiter + line : line);
 }

@@ -14,6 +14,7 @@ struct ForecastOptions {
   std::uint64_t runs = 20;         // each with a guest and a seed of its own
   std::uint64_t incrementals = 5;  // backups of a run after its full one
   unsigned threads = 1;
+  Run* record = nullptr;  // becomes what happened: all of the first run, the others' windows
 };
 
 /// One quantity over all runs.

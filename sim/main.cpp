@@ -10,6 +10,7 @@
 #include "client/say.hpp"
 #include "sim/explore.hpp"
 #include "sim/forecast_command.hpp"
+#include "sim/report_command.hpp"
 #include "sim/run_command.hpp"
 
 namespace {
@@ -71,6 +72,7 @@ int main(int argc, char** argv) {
   explore->add_flag("--shrink", options.shrink, "Leaves away what the violation does not need");
   const std::map<std::string, std::function<int()>> others{{"run", add_run_command(app)},
                                                            {"forecast", add_forecast_command(app)},
+                                                           {"report", add_report_command(app)},
                                                            {"check", add_check_command(app)}};
   CLI11_PARSE(app, argc, argv);
   try {

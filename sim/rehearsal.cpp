@@ -1,5 +1,7 @@
 #include "sim/rehearsal.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -77,6 +79,8 @@ void Rehearsal::connect() {
   };
   agent_.quiesce = [this] { return guest_->freeze(); };
   agent_.changed = [this](bool frozen) {
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
     if (!frozen)
       guest_->thaw();
   };
@@ -84,6 +88,22 @@ void Rehearsal::connect() {
     if (what == "job copied")
       qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
   };
+}
+
+void Rehearsal::record(RunRecorder& recorder, RunRecorder::Detail detail) {
+  recorder_ = &recorder;
+  detail_ = detail;
+  qemu_.hooks().arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToQemu, command);
+  };
+  qemu_.hooks().answered = [&recorder](const std::string& error) {
+    recorder.answered(kToQemu, error);
+  };
+  agent_.arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToAgent, command);
+  };
+  agent_.answered = [&recorder](const std::string& error) { recorder.answered(kToAgent, error); };
+  guest_->completed = [&recorder](const Completed& request) { recorder.completed(request); };
 }
 
 void Rehearsal::draw_times() {
@@ -104,7 +124,10 @@ Clock::Duration Rehearsal::storage_time(std::uint64_t bytes) {
 }
 
 Clock::Duration Rehearsal::pull_time(bool changed) {
-  return changed ? storage_time(MemoryImage::kGranule) : Clock::Duration{};
+  if (!changed)
+    return {};
+  pulling_ += MemoryImage::kGranule;
+  return storage_time(MemoryImage::kGranule);
 }
 
 Process& Rehearsal::start_guardian_process() {
@@ -113,7 +136,13 @@ Process& Rehearsal::start_guardian_process() {
 }
 
 void Rehearsal::step(const std::string& /*what*/, Process* /*self*/) {
-  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay_bytes());
+  const std::uint64_t overlay = overlay_bytes();
+  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay);
+  if (recorder_ == nullptr)
+    return;
+  recorder_->overlay(overlay);
+  if (pulling_ != 0)
+    recorder_->pulled(std::exchange(pulling_, 0));
 }
 
 std::uint64_t Rehearsal::overlay_bytes() const {
@@ -150,20 +179,35 @@ void Rehearsal::let_pass(Clock::Duration duration) {
 }
 
 RehearsedBackup Rehearsal::backup() {
+  draw_times();
+  guest_->reset_longest_stall();
+  most_overlay_bytes_ = 0;
+  const Clock::Time start = time_.now();
+  if (recorder_ != nullptr)
+    recorder_->begin_session(fmt::format("backup {}", recorder_->run().sessions.size() + 1),
+                             detail_);
+  backup::Report report;
+  run_backup(report);
+  if (recorder_ != nullptr)
+    recorder_->end_session(report.overlay_kept ? "the overlay is kept: the commit did not end"
+                                               : std::string(kDone));
+  return {.window = report.manifest.window,
+          .overlay_bytes = most_overlay_bytes_,
+          .session = time_.now() - start,
+          .longest_stall = guest_->longest_stall(),
+          .overlay_kept = report.overlay_kept};
+}
+
+void Rehearsal::run_backup(backup::Report& report) {
   backup::Options options;
   options.qmp = "/run/vm.qmp";
   options.agent = "/run/vm.agent";
   options.vm = "vm";
   options.folder = "/repo/vm";
   options.quiesce = backup::Quiesce::require;
-  draw_times();
-  guest_->reset_longest_stall();
-  most_overlay_bytes_ = 0;
-  const Clock::Time start = time_.now();
   nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
   const auto environment = session_environment(*this, *nbdelta_);
   const backup::Reporter reporter;
-  backup::Report report;
   nbdelta_->spawn([](backup::Environment& world, const backup::Options& wanted,
                      const backup::Reporter& told,
                      backup::Report& result) -> asio::awaitable<void> {
@@ -178,11 +222,6 @@ RehearsedBackup Rehearsal::backup() {
   nbdelta_.reset();
   if (failure)
     std::rethrow_exception(failure);
-  return {.window = report.manifest.window,
-          .overlay_bytes = most_overlay_bytes_,
-          .session = time_.now() - start,
-          .longest_stall = guest_->longest_stall(),
-          .overlay_kept = report.overlay_kept};
 }
 
 }  // namespace nbdelta::sim

@@ -10,6 +10,7 @@
 #include "sim/guest.hpp"
 #include "sim/host.hpp"
 #include "sim/qemu_disks.hpp"
+#include "sim/run_recorder.hpp"
 #include "sim/scenario.hpp"
 
 namespace nbdelta::sim {
@@ -33,6 +34,11 @@ class Rehearsal final : public Host {
   Rehearsal(const Rehearsal&) = delete;
   Rehearsal& operator=(const Rehearsal&) = delete;
   ~Rehearsal() override;
+
+  /// Backups from here on are written down as sessions; the recorder is used by all that lets time
+  /// pass.
+  void record(RunRecorder& recorder, RunRecorder::Detail detail);
+  Clock::Time now() const { return time_.now(); }
 
   /// The guest goes on.
   void let_pass(Clock::Duration duration);
@@ -61,6 +67,7 @@ class Rehearsal final : public Host {
   /// Of a granule of a pull or a commit, which have many on their way.
   Clock::Duration storage_time(std::uint64_t bytes);
   bool run_once();
+  void run_backup(client::backup::Report& report);
   std::uint64_t overlay_bytes() const;
 
   Scenario scenario_;
@@ -76,6 +83,9 @@ class Rehearsal final : public Host {
   std::optional<Guest> guest_;
   std::unique_ptr<Process> nbdelta_;
   std::uint64_t most_overlay_bytes_ = 0;
+  std::uint64_t pulling_ = 0;  // bytes, since the last step
+  RunRecorder* recorder_ = nullptr;
+  RunRecorder::Detail detail_ = RunRecorder::Detail::all;
 };
 
 }  // namespace nbdelta::sim
