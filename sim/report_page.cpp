@@ -50,7 +50,7 @@ struct Shown {
 };
 
 bool has_details(const RunSession& session) {
-  return !session.latency.empty() || !session.overlay.empty() || !session.faults.empty();
+  return !session.overlay.empty();
 }
 
 class Page {

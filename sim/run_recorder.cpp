@@ -22,7 +22,7 @@ std::uint64_t snapshots_in(const qapi::Command& command) {
   for (const json::value& action : actions->get_array())
     if (const json::object* object = action.if_object())
       if (const json::value* type = object->if_contains("type"))
-        count += type->is_string() && type->get_string() == qapi::BlockdevSnapshot::kName ? 1 : 0;
+        count += type->is_string() && type->get_string() == qapi::BlockdevSnapshot::kName ? 1U : 0U;
   return count;
 }
 
@@ -46,9 +46,9 @@ void RunRecorder::begin_session(std::string name, Detail detail) {
   session_->start_us = us(now_());
   detail_ = detail;
   open_.clear();
-  latency_ = {};
-  overlay_ = {};
-  pulled_ = {};
+  latency_ = Steps<Latency>(detail == Detail::all ? kMostEntries : 1);
+  overlay_ = Steps<Amount>();
+  pulled_ = Steps<Amount>();
   pulled_bytes_ = 0;
   if (frozen_since_us_)
     frozen_since_us_ = session_->start_us;
@@ -64,7 +64,7 @@ std::vector<RunAmount> RunRecorder::list(const Steps<Amount>& amounts) {
 void RunRecorder::end_session(std::optional<std::string> result) {
   session_->end_us = us(now_());
   session_->result = std::move(result);
-  if (frozen_since_us_ && all())
+  if (frozen_since_us_)
     session_->frozen.push_back({.start_us = *frozen_since_us_, .end_us = session_->end_us});
   for (const auto& [index, latency] : latency_.steps())
     session_->latency.push_back(
@@ -117,14 +117,14 @@ void RunRecorder::answered(std::string_view to, const std::string& error) {
 
 void RunRecorder::frozen(bool now) {
   const std::int64_t at = us(now_());
-  if (!now && frozen_since_us_ && all())
+  if (!now && frozen_since_us_ && session_)
     session_->frozen.push_back({.start_us = *frozen_since_us_, .end_us = at});
   frozen_since_us_ = now ? std::optional(at) : std::nullopt;
 }
 
 /// In the step in which it was sent.
 void RunRecorder::completed(const Completed& request) {
-  if (!all())
+  if (!session_)
     return;
   const std::int64_t latency =
       std::chrono::duration_cast<std::chrono::microseconds>(request.latency).count();

@@ -18,16 +18,18 @@ namespace nbdelta::sim {
 using client::Clock;
 
 /// At most so many in each list of a session but its commands.
-inline constexpr std::size_t kMostSteps = 400;
+inline constexpr std::size_t kMostEntries = 400;
 
 /// Values over time in steps of equal length, which doubles where they would be too many. What
 /// falls into one step becomes one by T::merge().
 template <class T>
 class Steps {
  public:
+  explicit Steps(std::size_t most = kMostEntries) : most_(most) {}
+
   void add(std::int64_t us, const T& value) {
     put(steps_, us / step_us_, value);
-    while (steps_.size() > kMostSteps) {
+    while (steps_.size() > most_) {
       step_us_ *= 2;
       std::map<std::int64_t, T> wider;
       for (const auto& [index, each] : steps_)
@@ -46,6 +48,7 @@ class Steps {
       place->second.merge(value);
   }
 
+  std::size_t most_;
   std::int64_t step_us_ = 1000;
   std::map<std::int64_t, T> steps_;
 };
@@ -57,7 +60,7 @@ class RunRecorder {
 
   enum class Detail : std::uint8_t {
     all,
-    window,  // nothing but the commands that make the freeze window
+    window,  // the commands that make the freeze window, one step of requests, and faults
   };
   void begin_session(std::string name, Detail detail);
   /// What it came to: see RunSession::result.

@@ -147,7 +147,7 @@ class Timeline {
                           std::max(milliseconds(each.longest_us), 0.001),
                           std::max(milliseconds(each.mean_us), 0.001));
     std::string script = "unset ytics\nset ytics autofreq nomirror scale 1\n" +
-                         title(kPanel, "Guest's requests, ms: longest (thick), mean (line)");
+                         title(kPanel, "Requests, ms: longest (bars), mean (line)");
     script += fmt::format(
         "$latency << EOD\n{0}EOD\n"
         "set logscale y\nset yrange [0.0005:*]\n"
