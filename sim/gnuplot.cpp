@@ -107,7 +107,9 @@ std::string for_page(const Picture& picture, std::string svg) {
     svg = replaced(svg, std::regex(fmt::format(R"(rgb\( *{0}, *{0}, *{0}\))", value)),
                    fmt::format("var(--{})", each.name));
   }
-  svg = replaced(svg, std::regex("(['\"])(black|currentColor)\\1"), "$1var(--ink)$1");
+  // Of groups; what is in them has its "currentColor" from there.
+  svg = replaced(svg, std::regex("=(['\"])black\\1"), "=$1var(--ink)$1");
+  svg = replaced(svg, std::regex("<title>gnuplot_plot_[^<]*</title>"), "");
   svg = replaced(svg, std::regex("<title>[^<]*</title>\\s*<desc>[^<]*</desc>"),
                  fmt::format("<title>{}</title>", xml_text(picture.title)));
   svg = replaced(svg, std::regex("(id=['\"]|href=['\"]#|url\\(#)"), "$1" + picture.name + "-");

@@ -96,7 +96,7 @@ class Page {
     add("<h1>{}</h1>\n", xml_text(title()));
     add("<p>{} in {}", counted(sessions_.size(), "session"), counted(runs_->size(), "file"));
     if (failed != 0)
-      add("; {} made their backup, {} did not", done, failed);
+      add("; {} came to their end, {} did not", done, failed);
     add(". Time is {}.</p>\n", real == 0 ? "virtual: exact, and nothing of nbdelta's own "
                                            "computing is in it"
                                : real == runs_->size() ? "real"
@@ -192,19 +192,17 @@ class Page {
     const std::vector<FaultEffect> effects = effects_of(*runs_);
     if (effects.empty())
       return;
-    add("<h2>What each fault did</h2>\n<p>A session counts for every fault that fell upon it. Its "
-        "backup was made all the same, or not; the guest was frozen, and its longest request took, "
-        "so long at the most.</p>\n<div class=\"wide\"><table>\n<tr><th>fault</th>"
-        "<th class=\"number\">sessions</th><th class=\"number\">made</th>"
-        "<th class=\"number\">not made</th><th class=\"number\">frozen</th>"
-        "<th class=\"number\">request</th></tr>\n");
+    add("<h2>What each fault did</h2>\n<p>A session counts for every fault that fell upon it. It "
+        "was "
+        "done all the same, or not; the guest was frozen, and its longest request took, "
+        "so long at the most. In the picture a circle is the larger the more sessions it "
+        "is.</p>\n<div class=\"wide\"><table>\n<tr><th>fault</th><th class=\"number\">done</th>"
+        "<th class=\"number\">frozen</th><th class=\"number\">request</th></tr>\n");
     for (const FaultEffect& each : effects)
-      add("<tr><th>{}</th><td class=\"number\">{}</td><td class=\"number\">{}</td>"
-          "<td class=\"number\">{}</td><td class=\"number\">{}</td><td "
-          "class=\"number\">{}</td></tr>"
-          "\n",
-          xml_text(each.name), each.sessions, each.done, each.sessions - each.done - each.not_known,
-          time(each.longest_frozen_us), time(each.longest_request_us));
+      add("<tr><th>{}</th><td class=\"number\">{} of {}</td><td class=\"number\">{}</td>"
+          "<td class=\"number\">{}</td></tr>\n",
+          xml_text(each.name), each.done, each.sessions, time(each.longest_frozen_us),
+          time(each.longest_request_us));
     add("</table></div>\n");
     add(draw_faults("faults", effects));
   }
@@ -237,9 +235,9 @@ class Page {
     const RunSession& session = *shown.session;
     add("<h3>{}</h3>\n<p>", xml_text(shown.name()));
     if (session.result && *session.result == kDone)
-      add("The backup was made. ");
+      add("Done. ");
     else if (session.result)
-      add("No backup: {}. ", xml_text(*session.result));
+      add("Not done: {}. ", xml_text(*session.result));
     if (shown.window)
       add("Freeze window {}. ", time(shown.window->length_us()));
     if (frozen_us(session) > (shown.window ? shown.window->length_us() : 0))

@@ -190,7 +190,6 @@ std::vector<FaultEffect> effects_of(const std::vector<Run>& runs) {
         effect.name = name;
         ++effect.sessions;
         effect.done += session.result == kDone ? 1U : 0U;
-        effect.not_known += session.result ? 0U : 1U;
         effect.frozen_us.push_back(frozen_us(session));
         effect.longest_frozen_us = std::max(effect.longest_frozen_us, frozen_us(session));
         effect.longest_request_us =

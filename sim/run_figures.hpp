@@ -69,8 +69,7 @@ Histogram histogram_of(const std::vector<double>& values, std::size_t most_colum
 struct FaultEffect {
   std::string name;
   std::size_t sessions = 0;
-  std::size_t done = 0;       // the backup was made all the same
-  std::size_t not_known = 0;  // what it came to
+  std::size_t done = 0;  // all the same
   std::int64_t longest_frozen_us = 0;
   std::int64_t longest_request_us = 0;
   std::vector<std::int64_t> frozen_us;  // of each session

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "sim/plot_parts.hpp"
 #include "sim/run_figures.hpp"
@@ -19,10 +20,29 @@ std::string time_text(std::int64_t us) {
                       : fmt::format("{:.2f} ms", ms);
 }
 
+/// Of a time axis.
+struct Unit {
+  double us;
+  const char* name;
+};
+
+Unit unit_of(std::int64_t longest_us) {
+  return longest_us < 2'000'000 ? Unit{1e3, "ms"} : Unit{1e6, "s"};
+}
+
 }  // namespace
 
 Picture draw_window(const std::string& name, const FreezeWindow& window) {
-  const auto at = [&](std::int64_t us) { return milliseconds(us - window.start_us); };
+  const Unit unit = unit_of(window.length_us());
+  const auto at = [&](std::int64_t us) {
+    return static_cast<double>(us - window.start_us) / unit.us;
+  };
+  const double length = std::max(at(window.end_us), 0.001);
+  // At least as long as can be seen.
+  const auto bar = [&](double start, double end, double row) {
+    const double shown = end > start ? std::max(end, start + length * 0.006) : end;
+    return Bar{start, shown, row};
+  };
   const double freeze_end = at(window.start_us + window.freeze_us);
   const double switch_start = at(window.switch_start_us);
   const double switch_end = at(window.switch_start_us + window.switch_us);
@@ -38,14 +58,14 @@ Picture draw_window(const std::string& name, const FreezeWindow& window) {
   std::string& script = picture.script;
   script += fmt::format(
       "set lmargin 9\nset rmargin 12\nset bmargin 2.8\nset tmargin 0.6\nset border 1\n"
-      "set xrange [0:{:.6g}]\nset xlabel 'ms since the freeze was asked for'\n",
-      std::max(at(window.end_us), 0.001));
+      "set xrange [0:{:.6g}]\nset xtics {}\nset xlabel '{} since the freeze was asked for'\n",
+      length, few_tics(length), unit.name);
   for (std::size_t i = 0; i < rows.size(); ++i)
     script += fmt::format("set label {} at graph 1.03, first {} left textcolor rgb '{}'\n",
                           gnuplot_text(time_text(lengths[i])), i, colour::kInk);
-  script += block("$agent", {{0, freeze_end, 0}, {thaw_start, at(window.end_us), 2}});
-  script += block("$qemu", {{switch_start, switch_end, 1}});
-  script += block("$own", {{freeze_end, switch_start, 3}, {switch_end, thaw_start, 3}});
+  script += block("$agent", {bar(0, freeze_end, 0), bar(thaw_start, at(window.end_us), 2)});
+  script += block("$qemu", {bar(switch_start, switch_end, 1)});
+  script += block("$own", {bar(freeze_end, switch_start, 3), bar(switch_end, thaw_start, 3)});
   script += fmt::format("plot {}, {}, {}\n", plot_bars("$agent", colour::kAgent),
                         plot_bars("$qemu", colour::kQemu), plot_bars("$own", colour::kOwn));
   return picture;
@@ -56,17 +76,19 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   std::vector<Bar> agent;
   std::vector<Bar> qemu;
   std::vector<Bar> own;
-  double longest = 0.001;
+  std::int64_t longest_us = 1;
+  for (const LabelledWindow& each : windows)
+    longest_us = std::max(longest_us, each.window.length_us());
+  const Unit unit = unit_of(longest_us);
   std::string labels;
   for (const auto& [text, window] : windows) {
     const auto row = static_cast<double>(rows.size());
-    const double agent_end = milliseconds(window.agent_us());
-    const double qemu_end = agent_end + milliseconds(window.switch_us);
-    const double end = milliseconds(window.length_us());
+    const auto agent_end = static_cast<double>(window.agent_us()) / unit.us;
+    const double qemu_end = agent_end + static_cast<double>(window.switch_us) / unit.us;
+    const double end = static_cast<double>(window.length_us()) / unit.us;
     agent.push_back({0, agent_end, row});
     qemu.push_back({agent_end, qemu_end, row});
     own.push_back({qemu_end, end, row});
-    longest = std::max(longest, end);
     rows.push_back(text);
     labels += fmt::format("set label {} at graph 1.03, first {} left textcolor rgb '{}'\n",
                           gnuplot_text(time_text(window.length_us())), row, colour::kInk);
@@ -74,7 +96,7 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   Picture picture{.name = name,
                   .title = "The freeze window's shares: the guest agent's, QEMU's, nbdelta's own",
                   .width = kWidth,
-                  .height = static_cast<unsigned>(windows.size()) * kRow + 98,
+                  .height = static_cast<unsigned>(windows.size()) * kRow + 92,
                   .script = ink() + row_tics(rows) + labels};
   // gnuplot's own key would take three lines in a picture as narrow as this.
   const auto key = [&](double x, std::string_view rgb, const char* text) {
@@ -89,10 +111,10 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   key(0.36, colour::kQemu, "QEMU");
   key(0.64, colour::kOwn, "nbdelta");
   picture.script += fmt::format(
-      "set lmargin 9\nset rmargin 11\nset bmargin 2.8\nset tmargin 2.4\nset border 1\n"
-      "set xrange [0:{:.6g}]\nset xlabel 'ms'\nset key above horizontal maxrows 1 samplen 1 width "
-      "-1\n",
-      longest);
+      "set lmargin 9\nset rmargin 11\nset bmargin 2.8\nset tmargin 2.2\nset border 1\n"
+      "set xrange [0:{:.6g}]\nset xtics {}\nset xlabel '{}'\n",
+      static_cast<double>(longest_us) / unit.us,
+      few_tics(static_cast<double>(longest_us) / unit.us), unit.name);
   picture.script += block("$agent", agent) + block("$qemu", qemu) + block("$own", own) +
                     fmt::format("plot {}, {}, {}\n", plot_bars("$agent", colour::kAgent),
                                 plot_bars("$qemu", colour::kQemu), plot_bars("$own", colour::kOwn));
@@ -164,13 +186,18 @@ Picture draw_faults(const std::string& name, const std::vector<FaultEffect>& eff
         fmt::format("set label {} at graph 0.01, first {} left textcolor rgb '{}'\n",
                     gnuplot_text(fmt::format("{} ({})", effects[i].name, effects[i].sessions)),
                     static_cast<double>(i) + 0.3, colour::kInk);
-    std::vector<std::int64_t> times = effects[i].frozen_us;
-    std::sort(times.begin(), times.end());
-    for (const std::int64_t us : times) {
-      data +=
-          fmt::format("{:.4g} {}\n", std::max(milliseconds(us), 1.0), static_cast<double>(i) + 0.7);
-      longest = std::max(longest, milliseconds(us));
+    // What would be drawn at one place is one point, the larger the more it is.
+    constexpr double kPlaces = 20;  // of a decade
+    std::map<int, std::size_t> places;
+    for (const std::int64_t us : effects[i].frozen_us) {
+      const double ms = std::max(milliseconds(us), 1.0);
+      ++places[static_cast<int>(std::lround(std::log10(ms) * kPlaces))];
+      longest = std::max(longest, ms);
     }
+    for (const auto& [place, count] : places)
+      data += fmt::format("{:.4g} {} {:.2f}\n", std::pow(10, place / kPlaces),
+                          static_cast<double>(i) + 0.7,
+                          0.5 + 0.45 * std::log10(static_cast<double>(count)));
   }
   picture.script += fmt::format(
       "$frozen << EOD\n{}EOD\n"
@@ -179,8 +206,8 @@ Picture draw_faults(const std::string& name, const std::vector<FaultEffect>& eff
       "set xtics ('none' 1, '10 ms' 10, '100 ms' 100, '1 s' 1e3, '10 s' 1e4, '100 s' 1e5, "
       "'1000 s' 1e6)\n"
       "set xlabel 'the guest was frozen'\n"
-      "plot $frozen using 1:2 with points pt 6 ps 0.8 lw 1.5 lc rgb '{}' notitle\n",
-      data.empty() ? "NaN NaN\n" : data, longest * 1.3, rows, colour::kFault);
+      "plot $frozen using 1:2:3 with points pt 6 ps variable lw 1.5 lc rgb '{}' notitle\n",
+      data, longest * 1.3, rows, colour::kFault);
   return picture;
 }
 

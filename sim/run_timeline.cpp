@@ -11,7 +11,7 @@ namespace {
 
 constexpr unsigned kPanel = 112;  // pixels of a panel's graph
 constexpr unsigned kGap = 34;     // above each, for its title
-constexpr unsigned kBottom = 50;
+constexpr unsigned kBottom = 58;
 
 /// Panels below each other, with the same time.
 class Timeline {
@@ -26,7 +26,8 @@ class Timeline {
     states();
     if (!session_->latency.empty())
       latency();
-    if (!session_->overlay.empty())
+    if (std::any_of(session_->overlay.begin(), session_->overlay.end(),
+                    [](const RunAmount& each) { return each.bytes != 0; }))
       overlay();
     if (!session_->pulled.empty())
       pull();
@@ -161,8 +162,9 @@ class Timeline {
   }
 
   static std::string from_zero(double highest) {
+    const double range = highest == 0 ? 1 : highest * 1.1;
     return fmt::format("unset ytics\nset ytics {} nomirror scale 1\nset yrange [0:{:.6g}]\n",
-                       few_tics(highest), std::max(highest * 1.1, 1.0));
+                       few_tics(range), range);
   }
 
   void overlay() {

@@ -120,7 +120,8 @@ TEST(StatesOf, EndWhereTheSessionDid) {
 TEST(RatesOf, AddUpToWhatWasPulled) {
   const std::vector<RunAmount> pulled{{10, 100}, {19, 300}, {35, 1000}, {99, 1500}};
   const std::vector<double> rates = rates_of(pulled, 0, 10, 5);
-  EXPECT_THAT(rates, ElementsAre(0, 300 / 10e-6, 0, 700 / 10e-6, 500 / 10e-6));
+  const std::vector<double> expected{0, 300 / 10e-6, 0, 700 / 10e-6, 500 / 10e-6};
+  EXPECT_THAT(rates, ::testing::Pointwise(::testing::DoubleNear(1), expected));
 }
 
 TEST(HistogramOf, HasEveryValueOnce) {
@@ -155,7 +156,7 @@ TEST(HistogramOf, OfOneAndOfEqualAndOfNoValues) {
 }
 
 TEST(EffectsOf, CountsASessionForEachOfItsFaults) {
-  Run run;
+  sim::Run run;
   run.sessions = {session({}), session({}), session({}), session({})};
   run.sessions[0].faults = {{1, "late answer"}, {2, "kill QEMU"}, {3, "late answer"}};
   run.sessions[0].frozen = {{0, 5}, {10, 30}};
@@ -172,7 +173,6 @@ TEST(EffectsOf, CountsASessionForEachOfItsFaults) {
   EXPECT_EQ(effects[0].longest_frozen_us, 25);
   EXPECT_EQ(effects[1].sessions, 3U);
   EXPECT_EQ(effects[1].done, 1U);
-  EXPECT_EQ(effects[1].not_known, 1U);
   EXPECT_EQ(effects[1].longest_request_us, 9);
   EXPECT_THAT(effects[1].frozen_us, ElementsAre(25, 0, 0));
 }

@@ -37,7 +37,7 @@ std::string refusal_of(const std::string& text) {
 }
 
 TEST(RunFile, ComesBackAsItWasWritten) {
-  Run run;
+  sim::Run run;
   run.name = "a <b> & \"c\" ü";
   run.time = kReal;
   run.seed = UINT64_MAX;
@@ -46,13 +46,15 @@ TEST(RunFile, ComesBackAsItWasWritten) {
   session.result = "it\nfailed";
   session.start_us = 5;
   session.end_us = 100;
-  session.commands = {{.to = std::string(kToAgent), .name = "x", .start_us = 6, .end_us = 7},
-                      {.to = std::string(kToQemu),
-                       .name = "transaction",
-                       .start_us = 8,
-                       .end_us = std::nullopt,
-                       .error = "no",
-                       .snapshots = 3}};
+  session.commands.resize(2);
+  session.commands[0].to = kToAgent;
+  session.commands[0].name = "x";
+  session.commands[0].end_us = 7;
+  session.commands[1].to = kToQemu;
+  session.commands[1].name = "transaction";
+  session.commands[1].start_us = 8;
+  session.commands[1].error = "no";
+  session.commands[1].snapshots = 3;
   session.frozen = {{10, 20}};
   session.latency = {{11, 2, 3, 4}};
   session.overlay = {{12, 1 << 20}};
@@ -60,10 +62,10 @@ TEST(RunFile, ComesBackAsItWasWritten) {
   session.faults = {{15, "kill QEMU"}};
   const testing::TempFolder folder;
   write_run(folder / "r.json", run);
-  const Run again = read_run(folder / "r.json");
+  const sim::Run again = read_run(folder / "r.json");
   EXPECT_EQ(qapi::to_json(again), qapi::to_json(run));
   EXPECT_EQ(again.sessions.at(0).commands.at(1).snapshots, 3U);
-  write_run(folder / "r.json", Run());
+  write_run(folder / "r.json", sim::Run());
   EXPECT_TRUE(read_run(folder / "r.json").sessions.empty());
 }
 
@@ -125,7 +127,7 @@ TEST(RunFile, TakesAManifest) {
                      .thaw_sent_us = 1'000'053'200,
                      .thaw_answered_us = 1'000'060'000};
   manifest.disks.resize(2);
-  const Run run = parse_run(client::to_json_text(manifest), "manifest.json");
+  const sim::Run run = parse_run(client::to_json_text(manifest), "manifest.json");
   EXPECT_EQ(run.name, "vm1");
   EXPECT_EQ(run.time, kReal);
   ASSERT_EQ(run.sessions.size(), 1U);
@@ -146,7 +148,7 @@ TEST(RunFile, TakesAManifest) {
                      .switch_answered_us = 9,
                      .thaw_sent_us = std::nullopt,
                      .thaw_answered_us = std::nullopt};
-  const Run crash = parse_run(client::to_json_text(manifest), "manifest.json");
+  const sim::Run crash = parse_run(client::to_json_text(manifest), "manifest.json");
   EXPECT_EQ(window_of(crash.sessions.at(0))->length_us(), 4);
   manifest.manifest_version = 9;
   EXPECT_NE(refusal_of(client::to_json_text(manifest)).find("manifest-version is 9, not 1"),
