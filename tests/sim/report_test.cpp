@@ -217,7 +217,7 @@ TEST(Recorded, ForecastsAreWhatTheyFound) {
   LoadSetup load;
   load.pattern = Pattern::sequential;
   load.request = 64U << 10;
-  load.rate = 4U << 20;
+  load.rate = 16U << 20;
   load.direct = true;
   scenario.guest.loads = {{0, load}};
   scenario.guest.cache.expire = 1s;
@@ -255,7 +255,7 @@ TEST(Recorded, ForecastsAreWhatTheyFound) {
   for (const RunLatency& each : full.latency)
     requests += each.requests;
   const double seconds = static_cast<double>(full.end_us - full.start_us) / 1e6;
-  EXPECT_NEAR(static_cast<double>(requests), seconds * 64, seconds * 64 * 0.5 + 5);
+  EXPECT_NEAR(static_cast<double>(requests), seconds * 256, seconds * 256 * 0.5);
   // Of the second guest the windows alone.
   EXPECT_EQ(run.sessions[3].commands.size(), 3U);
   EXPECT_TRUE(run.sessions[3].overlay.empty());
