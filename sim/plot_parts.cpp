@@ -47,6 +47,19 @@ std::string few_tics(double highest) {
   return fmt::format("{:.6g}", step);
 }
 
+unsigned height_of_rows(std::size_t rows, unsigned top) {
+  constexpr unsigned kAxis = 56;
+  return top + static_cast<unsigned>(rows) * kRow + kAxis;
+}
+
+std::string place_rows(std::size_t rows, unsigned top) {
+  const auto screen = [&](unsigned pixel) {
+    return 1 - static_cast<double>(pixel) / static_cast<double>(height_of_rows(rows, top));
+  };
+  return fmt::format("set tmargin at screen {:.5f}\nset bmargin at screen {:.5f}\n", screen(top),
+                     screen(top + static_cast<unsigned>(rows) * kRow));
+}
+
 std::string row_tics(const std::vector<std::string>& names) {
   std::string tics;
   for (std::size_t i = 0; i < names.size(); ++i) {

@@ -36,6 +36,10 @@ std::string block(const std::string& name, const std::vector<Bar>& bars);
 std::string plot_bars(const std::string& name, std::string_view rgb);
 /// About four tics from 0 to the highest value, at 1, 2 or 5 times a power of ten.
 std::string few_tics(double highest);
+/// The place of a graph with so many rows, which begins `top` pixels below the picture's top; and
+/// the height of the picture, with room for the axis.
+std::string place_rows(std::size_t rows, unsigned top);
+unsigned height_of_rows(std::size_t rows, unsigned top);
 std::string row_tics(const std::vector<std::string>& names);
 
 }  // namespace nbdelta::sim

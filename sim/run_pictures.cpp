@@ -33,6 +33,7 @@ Unit unit_of(std::int64_t longest_us) {
 }  // namespace
 
 Picture draw_window(const std::string& name, const FreezeWindow& window) {
+  constexpr unsigned kTop = 8;
   const Unit unit = unit_of(window.length_us());
   const auto at = [&](std::int64_t us) {
     return static_cast<double>(us - window.start_us) / unit.us;
@@ -53,11 +54,11 @@ Picture draw_window(const std::string& name, const FreezeWindow& window) {
   Picture picture{.name = name,
                   .title = "The freeze window: freeze, switch and thaw, and nbdelta's own share",
                   .width = kWidth,
-                  .height = 4 * kRow + 76,
-                  .script = ink() + row_tics(rows)};
+                  .height = height_of_rows(rows.size(), kTop),
+                  .script = ink() + row_tics(rows) + place_rows(rows.size(), kTop)};
   std::string& script = picture.script;
   script += fmt::format(
-      "set lmargin 9\nset rmargin 12\nset bmargin 2.8\nset tmargin 0.6\nset border 1\n"
+      "set lmargin 9\nset rmargin 12\nset border 1\n"
       "set xrange [0:{:.6g}]\nset xtics {}\nset xlabel '{} since the freeze was asked for'\n",
       length, few_tics(length), unit.name);
   for (std::size_t i = 0; i < rows.size(); ++i)
@@ -72,6 +73,7 @@ Picture draw_window(const std::string& name, const FreezeWindow& window) {
 }
 
 Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& windows) {
+  constexpr unsigned kTop = 40;
   std::vector<std::string> rows;
   std::vector<Bar> agent;
   std::vector<Bar> qemu;
@@ -96,8 +98,8 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   Picture picture{.name = name,
                   .title = "The freeze window's shares: the guest agent's, QEMU's, nbdelta's own",
                   .width = kWidth,
-                  .height = static_cast<unsigned>(windows.size()) * kRow + 92,
-                  .script = ink() + row_tics(rows) + labels};
+                  .height = height_of_rows(rows.size(), kTop),
+                  .script = ink() + row_tics(rows) + place_rows(rows.size(), kTop) + labels};
   // gnuplot's own key would take three lines in a picture as narrow as this.
   const auto key = [&](double x, std::string_view rgb, const char* text) {
     const auto y = [&](unsigned pixel) { return 1 - double{1} * pixel / picture.height; };
@@ -111,7 +113,7 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   key(0.36, colour::kQemu, "QEMU");
   key(0.64, colour::kOwn, "nbdelta");
   picture.script += fmt::format(
-      "set lmargin 9\nset rmargin 11\nset bmargin 2.8\nset tmargin 2.2\nset border 1\n"
+      "set lmargin 9\nset rmargin 12\nset border 1\n"
       "set xrange [0:{:.6g}]\nset xtics {}\nset xlabel '{}'\n",
       static_cast<double>(longest_us) / unit.us,
       few_tics(static_cast<double>(longest_us) / unit.us), unit.name);
