@@ -241,6 +241,7 @@ TEST(Recorded, ForecastsAreWhatTheyFound) {
 
   const RunSession& full = run.sessions[0];
   EXPECT_EQ(full.name, "guest 1, backup 1");
+  ASSERT_FALSE(full.pulled.empty() || full.overlay.empty());
   EXPECT_EQ(full.pulled.back().bytes, 16U << 20);
   EXPECT_EQ(states_of(full).size(), 8U);
   std::uint64_t overlay = 0;
