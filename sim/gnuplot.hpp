@@ -7,7 +7,7 @@
 namespace nbdelta::sim {
 
 /// Colours are placeholders in a script, and CSS variables in the picture, so that one picture fits
-/// light and dark pages: style.hpp gives them their values.
+/// light and dark pages: colour_rules() gives them their values.
 namespace colour {
 inline constexpr std::string_view kInk = "#010101";
 inline constexpr std::string_view kGrid = "#020202";
