@@ -120,7 +120,9 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
       error.id = *id;
   try {
     qapi::Command command = qapi::command_of(message.value);
+    hooks_.arrived(command);
     json::value value = co_await carry_out(monitor, std::move(command));
+    hooks_.answered("");
     co_return qapi::to_line(qapi::Return{.value = std::move(value), .id = error.id});
   } catch (const qapi::CommandError& refused) {
     error.description = refused.description();
@@ -128,6 +130,7 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
     error.error_class = refused.error_class();
     error.description = refused.what();
   }
+  hooks_.answered(error.description);
   co_return qapi::to_line(error);
 }
 

@@ -55,6 +55,10 @@ struct QemuHooks {
   /// Before a command is carried out; a returned text is its refusal.
   std::function<std::optional<std::string>(const qapi::Command&)> before_command =
       [](const qapi::Command&) { return std::nullopt; };
+  /// A command has come; later, what it was answered: an error's text, or "". Never, where the
+  /// connection or QEMU ends first.
+  std::function<void(const qapi::Command&)> arrived = [](const qapi::Command&) {};
+  std::function<void(const std::string& error)> answered = [](const std::string&) {};
   /// When a command was carried out.
   std::function<AnswerFate(const qapi::Command&)> after_command = [](const qapi::Command&) {
     return AnswerFate();

@@ -1,5 +1,7 @@
 #include "sim/forecast.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -86,9 +88,13 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 
 std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
                                       std::uint64_t incrementals,
-                                      std::chrono::milliseconds commit_deadline) {
+                                      std::chrono::milliseconds commit_deadline,
+                                      std::vector<RunSession>* recorded) {
   Rehearsal rehearsal(scenario, scenario.seed + run);
   rehearsal.commit_deadline = commit_deadline;
+  RunRecorder recorder([&rehearsal] { return rehearsal.now(); });
+  if (recorded != nullptr)
+    rehearsal.record(recorder, run == 0 ? RunRecorder::Detail::all : RunRecorder::Detail::window);
   std::vector<RehearsedBackup> backups;
   // What is dirty has come to what it usually is; and no two runs are at the same point of it.
   const PageCacheSetup& cache = scenario.guest.cache;
@@ -104,6 +110,8 @@ std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t ru
     if (backups.back().overlay_kept)
       break;  // so would be the next one's, after as long a time
   }
+  if (recorded != nullptr)
+    *recorded = std::move(recorder.run().sessions);
   return backups;
 }
 
@@ -120,13 +128,16 @@ Spread spread_of(std::vector<double> values) {
 
 Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   std::vector<std::vector<RehearsedBackup>> runs(options.runs);
+  std::vector<std::vector<RunSession>> recorded(options.runs);
   std::atomic<std::uint64_t> next = 0;
   std::mutex mutex;
   std::exception_ptr failure;  // the first; under `mutex`
   const auto work = [&] {
     for (std::uint64_t run = next++; run < options.runs; run = next++) {
       try {
-        runs[run] = rehearse(scenario, run, options.incrementals);
+        runs[run] =
+            rehearse(scenario, run, options.incrementals, client::backup::Options().commit_deadline,
+                     options.record != nullptr ? &recorded[run] : nullptr);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!failure)
@@ -143,6 +154,15 @@ Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   }
   if (failure)
     std::rethrow_exception(failure);
+  if (options.record != nullptr) {
+    options.record->name = scenario.name;
+    options.record->seed = scenario.seed;
+    for (std::size_t run = 0; run < recorded.size(); ++run)
+      for (RunSession& session : recorded[run]) {
+        session.name = fmt::format("guest {}, {}", run + 1, session.name);
+        options.record->sessions.push_back(std::move(session));
+      }
+  }
   return summarize(runs);
 }
 

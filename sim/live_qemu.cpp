@@ -187,7 +187,7 @@ void LiveQemu::start() {
   qmp_server_ = std::make_unique<UnixServer>(executor, folder_.qmp(), kBacklog);
   agent_server_ = std::make_unique<UnixServer>(executor, folder_.agent(), kBacklog);
   const auto serve_qemu = [this](std::unique_ptr<client::qmp::Channel> channel) {
-    return qemu_.serve(std::move(channel));
+    return serve_client(std::move(channel));
   };
   const auto serve_agent = [this](std::unique_ptr<client::qmp::Channel> channel) {
     return agent_.serve(std::move(channel));
@@ -196,6 +196,12 @@ void LiveQemu::start() {
                  asio::detached);
   asio::co_spawn(*loop_, serve_one_by_one(*agent_server_, "an agent's client", serve_agent),
                  asio::detached);
+}
+
+asio::awaitable<void> LiveQemu::serve_client(std::unique_ptr<client::qmp::Channel> channel) {
+  client_came();
+  co_await qemu_.serve(std::move(channel));
+  client_left();
 }
 
 std::optional<std::string> LiveQemu::before_command(const qapi::Command& command) {

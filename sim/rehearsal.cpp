@@ -1,5 +1,7 @@
 #include "sim/rehearsal.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -85,10 +87,12 @@ void Rehearsal::connect() {
   agent_.quiesce = [this] { return guest_->freeze(); };
   agent_.changed = [this](bool frozen) {
     watch_.frozen(frozen, time_.now());
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
     if (!frozen)
       guest_->thaw();
   };
-  agent_.answered = [this](const std::string& name, Clock::Time begun) {
+  agent_.carried_out = [this](const std::string& name, Clock::Time begun) {
     watch_.agent_answered(name, begun, time_.now());
   };
   qemu_.hooks().before_command =
@@ -111,6 +115,22 @@ void Rehearsal::connect() {
   };
 }
 
+void Rehearsal::record(RunRecorder& recorder, RunRecorder::Detail detail) {
+  recorder_ = &recorder;
+  detail_ = detail;
+  qemu_.hooks().arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToQemu, command);
+  };
+  qemu_.hooks().answered = [&recorder](const std::string& error) {
+    recorder.answered(kToQemu, error);
+  };
+  agent_.arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToAgent, command);
+  };
+  agent_.answered = [&recorder](const std::string& error) { recorder.answered(kToAgent, error); };
+  guest_->completed = [&recorder](const Completed& request) { recorder.completed(request); };
+}
+
 void Rehearsal::draw_times() {
   const auto vary = [this](Clock::Duration time, double jitter) {
     return std::chrono::duration_cast<Clock::Duration>(time * draw_jitter(random_, jitter));
@@ -130,7 +150,10 @@ Clock::Duration Rehearsal::storage_time(std::uint64_t bytes) {
 }
 
 Clock::Duration Rehearsal::pull_time(bool changed) {
-  return changed ? storage_time(MemoryImage::kGranule) : Clock::Duration{};
+  if (!changed)
+    return {};
+  pulling_ += MemoryImage::kGranule;
+  return storage_time(MemoryImage::kGranule);
 }
 
 Process& Rehearsal::start_guardian_process() {
@@ -144,7 +167,13 @@ Costs Rehearsal::costs() const {
 
 void Rehearsal::step(const std::string& what, Process* /*self*/) {
   watch_.did(what);
-  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay_bytes());
+  const std::uint64_t overlay = overlay_bytes();
+  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay);
+  if (recorder_ == nullptr)
+    return;
+  recorder_->overlay(overlay);
+  if (pulling_ != 0)
+    recorder_->pulled(std::exchange(pulling_, 0));
 }
 
 std::uint64_t Rehearsal::overlay_bytes() const {
@@ -215,11 +244,17 @@ RehearsedBackup Rehearsal::backup() {
   guest_->reset_longest_stall();
   most_overlay_bytes_ = 0;
   const Clock::Time start = time_.now();
+  if (recorder_ != nullptr)
+    recorder_->begin_session(fmt::format("backup {}", recorder_->run().sessions.size() + 1),
+                             detail_);
   backup::Report report;
   if (const std::exception_ptr failure = run_session(report))
     std::rethrow_exception(failure);
   if (!watch_.window())
     fail(EIO, "{}: the guest was not frozen and thawed", scenario_.name);
+  if (recorder_ != nullptr)
+    recorder_->end_session(report.overlay_kept ? "the overlay is kept: the commit did not end"
+                                               : std::string(kDone));
   return {.window = report.manifest.window,
           .observed = *watch_.window(),
           .longest_freeze = watch_.longest_freeze(time_.now()),

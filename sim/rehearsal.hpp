@@ -10,6 +10,7 @@
 #include "sim/guest.hpp"
 #include "sim/host.hpp"
 #include "sim/qemu_disks.hpp"
+#include "sim/run_recorder.hpp"
 #include "sim/scenario.hpp"
 #include "sim/window_watch.hpp"
 
@@ -49,6 +50,11 @@ class Rehearsal final : public Host {
   Rehearsal(const Rehearsal&) = delete;
   Rehearsal& operator=(const Rehearsal&) = delete;
   ~Rehearsal() override;
+
+  /// Backups from here on are written down as sessions; the recorder is used by all that lets time
+  /// pass.
+  void record(RunRecorder& recorder, RunRecorder::Detail detail);
+  Clock::Time now() const { return time_.now(); }
 
   /// The guest goes on.
   void let_pass(Clock::Duration duration);
@@ -105,6 +111,9 @@ class Rehearsal final : public Host {
   WindowWatch watch_;
   Mishap mishap_ = Mishap::none;
   std::uint64_t most_overlay_bytes_ = 0;
+  std::uint64_t pulling_ = 0;  // bytes, since the last step
+  RunRecorder* recorder_ = nullptr;
+  RunRecorder::Detail detail_ = RunRecorder::Detail::all;
 };
 
 }  // namespace nbdelta::sim

@@ -99,9 +99,41 @@ void World::create_disks() {
   }
 }
 
+void World::record(RunRecorder& recorder, RunRecorder::Detail detail) {
+  recorder_ = &recorder;
+  detail_ = detail;
+  look_on();
+}
+
+/// At the QEMU that has been started.
+void World::look_on() {
+  if (recorder_ == nullptr)
+    return;
+  QemuHooks& hooks = qemu_->fake.hooks();
+  hooks.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToQemu, command); };
+  hooks.answered = [this](const std::string& error) { recorder_->answered(kToQemu, error); };
+  FakeAgent& agent = qemu_->agent;
+  agent.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToAgent, command); };
+  agent.answered = [this](const std::string& error) { recorder_->answered(kToAgent, error); };
+  qemu_->guest.completed = [this](const Completed& each) { recorder_->completed(each); };
+}
+
+void World::record_step() {
+  if (recorder_ == nullptr || detail_ != RunRecorder::Detail::all)
+    return;
+  std::uint64_t overlays = 0;
+  for (const auto& [path, file] : store_.files())
+    if (path.starts_with("/vm/nbdelta-") && file.image)
+      overlays += file.image->allocated();
+  recorder_->overlay(overlays);
+  if (pulling_ != 0)
+    recorder_->pulled(std::exchange(pulling_, 0));
+}
+
 void World::start_qemu() {
   ++starts_;
   qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
+  look_on();
   FakeQemu& fake = qemu_->fake;
   if (!schedule_.old_qemu)
     fake.version() = {10, 0, 7};
@@ -158,6 +190,8 @@ void World::start_qemu() {
   qemu_->agent.changed = [this](bool frozen) {
     log(frozen ? "frozen" : "thawed");
     note(frozen ? "frozen" : "thawed");
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
     if (frozen) {
       frozen_since_ = time_.now();
     } else {
@@ -212,6 +246,8 @@ void World::kill_qemu() {
   qemu_->fake.die();
   qemu_.reset();
   frozen_since_.reset();
+  if (recorder_ != nullptr)
+    recorder_->frozen(false);
   qemu_died_ = true;
   restarted_ = true;
   unplugged_.clear();
@@ -224,6 +260,8 @@ void World::end_qemu() {
   qemu_->fake.graph().shut_down();
   qemu_.reset();
   frozen_since_.reset();
+  if (recorder_ != nullptr)
+    recorder_->frozen(false);
   restarted_ = true;
   unplugged_.clear();
   log("QEMU ended");
@@ -292,6 +330,8 @@ std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
     faults_.erase(it);
     log(fmt::format("!! {}", name_of(kind)));
     note(fmt::format("fault: {}", name_of(kind)));
+    if (recorder_ != nullptr)
+      recorder_->fault(name_of(kind));
     return kind;
   }
   return std::nullopt;
@@ -302,6 +342,7 @@ void World::step(const std::string& what, Process* self) {
     return;
   if (++steps_ > kMostSteps)
     violated("it takes more steps than anything should");
+  record_step();
   check_always();
   bool kill_nbdelta = false;
   bool kill_guardians = false;
@@ -354,7 +395,8 @@ void World::step(const std::string& what, Process* self) {
   }
 }
 
-Clock::Duration World::pull_time(bool /*changed*/) {
+Clock::Duration World::pull_time(bool changed) {
+  pulling_ += changed ? MemoryImage::kGranule : 0;
   return kPullGranule;
 }
 
@@ -468,11 +510,12 @@ bool World::run_in_process(const std::string& what,
   for (Plugin& plugin : plugins_)
     if (plugin.alive && !plugin.outlives)
       violated("nbdkit is left running");
+  outcome_ = killed ? "nbdelta was killed" : kDone;
   if (killed)
     return false;
   if (!failure)
     return true;
-  std::string message;
+  std::string& message = outcome_;
   try {
     std::rethrow_exception(failure);
   } catch (const Error& error) {
@@ -621,7 +664,13 @@ void World::run() {
     session_start_ = steps_;
     faults_ = session.faults;
     interrupted_ = listens_ = told_of_threshold_ = false;
+    pulling_ = 0;
+    if (recorder_ != nullptr)
+      recorder_->begin_session(fmt::format("session {}", recorder_->run().sessions.size() + 1),
+                               detail_);
     run_session(session);
+    if (recorder_ != nullptr)
+      recorder_->end_session(outcome_);
     end_faults();
     if (!unplugged_.empty())
       replug();

@@ -17,6 +17,7 @@
 #include "sim/process.hpp"
 #include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
+#include "sim/run_recorder.hpp"
 #include "sim/schedule.hpp"
 #include "sim/store.hpp"
 
@@ -39,6 +40,10 @@ class World final : public Host {
   World(const World&) = delete;
   World& operator=(const World&) = delete;
   ~World() override;
+
+  /// The schedule's sessions are written down. The recorder must outlive this.
+  void record(RunRecorder& recorder, RunRecorder::Detail detail);
+  Clock::Time now() const { return time_.now(); }
 
   /// Runs the schedule. Throws Violation.
   void run();
@@ -109,6 +114,8 @@ class World final : public Host {
   void write_now(std::uint64_t count);
 
   client::backup::Options options(const SessionSetup& session) const;
+  void look_on();
+  void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
   bool run_in_process(const std::string& what,
@@ -170,6 +177,10 @@ class World final : public Host {
   std::set<std::string> checked_points_;
   std::set<std::string> seen_;
   std::vector<std::string> log_;
+  RunRecorder* recorder_ = nullptr;
+  RunRecorder::Detail detail_ = RunRecorder::Detail::all;
+  std::string outcome_;        // of the process that ran last
+  std::uint64_t pulling_ = 0;  // bytes, since the last step
 };
 
 }  // namespace nbdelta::sim
