@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -58,6 +59,9 @@ class Process {
   void spawn(asio::awaitable<void> coroutine);
   /// Whether every coroutine has come to its end.
   bool ended() const { return alive_ && running_ == 0; }
+  /// It does something that blocks it for so long. The others go on; for it, the time has passed on
+  /// return, and what it does then they see when their time has come as far.
+  void spend(Clock::Duration duration);
   const std::exception_ptr& failure() const { return failure_; }
 
   /// Runs what can run now; returns whether there was anything.
@@ -77,7 +81,7 @@ class Process {
   class ProcessClock final : public Clock {
    public:
     explicit ProcessClock(Process& process) : process_(&process) {}
-    Time now() const override { return process_->time_->now(); }
+    Time now() const override { return std::max(process_->time_->now(), process_->busy_until_); }
     asio::awaitable<void> wait_until(Time time) override;
 
    private:
@@ -90,6 +94,7 @@ class Process {
   std::unique_ptr<asio::io_context> loop_;
   std::vector<std::shared_ptr<Parked>> parked_;
   std::exception_ptr failure_;
+  Clock::Time busy_until_{};
   unsigned running_ = 0;
   bool alive_ = true;
   bool doomed_ = false;

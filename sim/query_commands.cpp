@@ -39,6 +39,8 @@ void FakeQemu::add_query_commands() {
 std::vector<DeviceInfo> FakeQemu::query_block() {
   std::vector<DeviceInfo> infos;
   for (const Device& device : graph_.devices()) {
+    if (device.unplugged)
+      continue;
     DeviceInfo info;
     info.device = device.name;
     info.qdev = "/machine/peripheral/" + device.id + "/virtio-backend";

@@ -142,6 +142,7 @@ class SimFiles final : public backup::Files {
   /// Before a change: it may fail, or its process be killed.
   void change(const std::string& what) {
     done(what);
+    process_->spend(host_->costs().file_change);
     if (host_->strike({FaultKind::file_error}))
       fail(EIO, "{}: Input/output error", what);
   }
@@ -261,7 +262,8 @@ class SimEnvironment final : public backup::Environment {
     live();
     if (host_->qemu() == nullptr || host_->qemu_process()->doomed())
       fail(ECONNREFUSED, "QMP at {}: Connection refused", address);
-    auto [ours, theirs] = make_pipe(*process_, *host_->qemu_process(), "QMP at " + address);
+    auto [ours, theirs] =
+        make_pipe(*process_, *host_->qemu_process(), "QMP at " + address, host_->costs().message);
     host_->qemu_process()->spawn(host_->qemu()->serve(std::move(theirs)));
     co_return std::move(ours);
   }
@@ -270,8 +272,9 @@ class SimEnvironment final : public backup::Environment {
     live();
     host_->step("start a guardian", process_);
     live();
+    process_->spend(host_->costs().start);
     Process& process = host_->start_guardian_process();
-    auto [ours, theirs] = make_pipe(*process_, process, "the guardian");
+    auto [ours, theirs] = make_pipe(*process_, process, "the guardian", host_->costs().message);
     process.spawn(guard(*host_, process, agent_address, std::move(theirs)));
     return std::move(ours);
   }
@@ -280,8 +283,10 @@ class SimEnvironment final : public backup::Environment {
     live();
     host_->step("start a commit's guard", process_);
     live();
+    process_->spend(host_->costs().start);
     Process& process = host_->start_guardian_process();
-    auto [ours, theirs] = make_pipe(*process_, process, "the commit's guard");
+    auto [ours, theirs] =
+        make_pipe(*process_, process, "the commit's guard", host_->costs().message);
     process.spawn(guard_commit(*host_, process, std::move(theirs)));
     return std::move(ours);
   }
@@ -441,7 +446,8 @@ class SimEnvironment final : public backup::Environment {
                           address]() -> asio::awaitable<std::unique_ptr<qmp::Channel>> {
       if (host.qemu() == nullptr || host.qemu_process()->doomed())
         fail(ECONNREFUSED, "the guest agent at {}: Connection refused", address);
-      auto [ours, theirs] = make_pipe(process, *host.qemu_process(), "the guest agent");
+      auto [ours, theirs] =
+          make_pipe(process, *host.qemu_process(), "the guest agent", host.costs().message);
       host.qemu_process()->spawn(host.agent()->serve(std::move(theirs)));
       co_return std::move(ours);
     };

@@ -17,6 +17,7 @@
 #include "sim/process.hpp"
 #include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
+#include "sim/run_recorder.hpp"
 #include "sim/schedule.hpp"
 #include "sim/store.hpp"
 
@@ -40,6 +41,10 @@ class World final : public Host {
   World& operator=(const World&) = delete;
   ~World() override;
 
+  /// The schedule's sessions are written down. The recorder must outlive this.
+  void record(RunRecorder& recorder, RunRecorder::Detail detail);
+  Clock::Time now() const { return time_.now(); }
+
   /// Runs the schedule. Throws Violation.
   void run();
 
@@ -51,7 +56,9 @@ class World final : public Host {
   std::list<Plugin>& plugins() override { return plugins_; }
   Process& start_guardian_process() override;
   Clock::Duration pull_time(bool changed) override;
-  std::uint64_t free_space() const override { return 100 * MemoryImage::kGranule; }
+  std::uint64_t free_space() const override {
+    return schedule_.free_granules * MemoryImage::kGranule;
+  }
   bool interrupted() const override { return interrupted_; }
   std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
@@ -107,6 +114,8 @@ class World final : public Host {
   void write_now(std::uint64_t count);
 
   client::backup::Options options(const SessionSetup& session) const;
+  void look_on();
+  void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
   bool run_in_process(const std::string& what,
@@ -119,6 +128,12 @@ class World final : public Host {
   void end_faults();
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
+
+  void see_event(const std::string& name, const qapi::json::object& data);
+  void unplug_when_due();
+  void replug();
+  WriteNumber read_unplugged(std::size_t disk, std::uint64_t granule);
+  void check_warnings(const SessionSetup& session, const client::backup::Report& report);
 
   void check_always();
   void check_points();
@@ -140,6 +155,14 @@ class World final : public Host {
   bool kill_qemu_ = false;
   bool end_qemu_ = false;
   bool interrupted_ = false;
+  bool unplug_ = false;  // a disk, as soon as QEMU can
+  bool migrating_ = false;
+  bool told_of_migration_ = false;  // at the last question
+  bool listens_ = false;            // a session, for events of the overlays that it has put on top
+  bool told_of_threshold_ = false;  // meanwhile
+  /// Disks, each with its chain of images then, until the guest is started again.
+  std::map<std::size_t, std::vector<std::string>> unplugged_;
+  std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
@@ -154,6 +177,10 @@ class World final : public Host {
   std::set<std::string> checked_points_;
   std::set<std::string> seen_;
   std::vector<std::string> log_;
+  RunRecorder* recorder_ = nullptr;
+  RunRecorder::Detail detail_ = RunRecorder::Detail::all;
+  std::string outcome_;        // of the process that ran last
+  std::uint64_t pulling_ = 0;  // bytes, since the last step
 };
 
 }  // namespace nbdelta::sim

@@ -175,6 +175,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
     if (is_committed(environment_->files(), overlay.local))
       unmark_committed(environment_->files(), overlay.local);
   co_await name_backing_files(disk);
+  mark_what_was_below(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -213,6 +214,26 @@ asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
     files.sync(overlay.local);
     settled_.done.push_back(
         fmt::format("{}: {} has the backing file {} again", disk.name, overlay.path, path));
+  }
+}
+
+/// A commit that nobody saw end has left the overlay that it committed. What is committed from here
+/// on is newer: nobody may commit that one again, should QEMU end before it is removed.
+void Settler::mark_what_was_below(const GuestDisk& disk) {
+  Files& files = environment_->files();
+  for (const std::string& local : overlays_beside(files, disk.base_local)) {
+    const auto session = session_of(base_name(local));
+    const bool stacked =
+        std::any_of(disk.overlays.begin(), disk.overlays.end(),
+                    [&](const StackedOverlay& overlay) { return overlay.local == local; });
+    const bool was_below =
+        std::any_of(disk.overlays.begin(), disk.overlays.end(), [&](const StackedOverlay& overlay) {
+          return session && overlay.session.chain == session->chain &&
+                 overlay.session.number > session->number;
+        });
+    if (was_below && !stacked && ours(*session) &&
+        base_name(local) == overlay_file_name(*session, disk.name) && !is_committed(files, local))
+      mark_committed(files, local);
   }
 }
 

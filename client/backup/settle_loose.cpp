@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <map>
 #include <set>
+#include <utility>
+#include <vector>
 
 #include "client/backup/overlay_files.hpp"
 
@@ -116,7 +118,16 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes)
     loose.erase(files.canonical(paths_->to_local(node.file)));
-  for (const auto& [local, what] : loose) {
+  // The newest first: an overlay never lies over one that has gone.
+  std::vector<std::pair<std::string, Loose>> newest_first(loose.begin(), loose.end());
+  std::stable_sort(newest_first.begin(), newest_first.end(), [](const auto& a, const auto& b) {
+    const auto number = [](const std::string& local) {
+      const auto session = session_of(base_name(local));
+      return session ? session->number : 0;
+    };
+    return number(a.first) > number(b.first);
+  });
+  for (const auto& [local, what] : newest_first) {
     if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;
     if (is_expendable(local, journal) || was_committed(local, what, inventory))
