@@ -44,7 +44,7 @@ void Process::spawn(asio::awaitable<void> coroutine) {
 }
 
 bool Process::run() {
-  if (!alive_)
+  if (!alive_ || stopped_)
     return false;
   loop_->restart();
   return loop_->poll() != 0;

@@ -32,7 +32,8 @@ std::string_view name_of(FaultKind kind) {
                                                 "failed freeze",
                                                 "late freeze",
                                                 "silent agent",
-                                                "guest shuts down"};
+                                                "guest shuts down",
+                                                "stop nbdelta"};
   static_assert(std::size(kNames) == kFaultKinds);
   return kNames[static_cast<std::uint8_t>(kind)];
 }
@@ -49,6 +50,15 @@ void draw_load(Schedule& schedule) {
   schedule.odd = random.chance(25);
   static constexpr std::uint32_t kExpire[] = {1, 20, 500, 30'000};
   schedule.expire_ms = random.pick(kExpire);
+}
+
+/// Likewise.
+void draw_stops(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x5709);
+  for (SessionSetup& session : schedule.sessions)
+    if (random.chance(30))
+      session.faults.push_back(
+          {.kind = FaultKind::stop_nbdelta, .step = static_cast<std::uint32_t>(random.below(160))});
 }
 
 }  // namespace
@@ -84,11 +94,13 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
     session.writes_before = static_cast<std::uint32_t>(random.below(12));
     const std::uint64_t faults = random.chance(25) ? 0 : 1 + random.below(2);
     for (std::uint64_t k = 0; k < faults; ++k)
-      session.faults.push_back({.kind = static_cast<FaultKind>(random.below(kFaultKinds)),
+      session.faults.push_back({.kind = static_cast<FaultKind>(random.below(
+                                    static_cast<std::uint8_t>(FaultKind::stop_nbdelta))),
                                 .step = static_cast<std::uint32_t>(random.below(160))});
     schedule.sessions.push_back(std::move(session));
   }
   draw_load(schedule);
+  draw_stops(schedule);
   return schedule;
 }
 

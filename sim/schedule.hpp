@@ -33,9 +33,10 @@ enum class FaultKind : std::uint8_t {
   freeze_fails,  // with an error, after it has frozen some file systems
   freeze_late,   // it is answered after the deadline
   agent_silent,
-  guest_ends,  // it shuts down
+  guest_ends,    // it shuts down
+  stop_nbdelta,  // SIGSTOP; SIGCONT follows
 };
-inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::guest_ends) + 1;
+inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::stop_nbdelta) + 1;
 
 std::string_view name_of(FaultKind kind);
 
