@@ -90,6 +90,7 @@ asio::awaitable<void> FakeQemu::converse(Monitor& monitor) {
 
 /// For so long, or until the client has given up.
 asio::awaitable<void> FakeQemu::stall(Monitor& monitor, Clock::Duration duration) {
+  stalled_until_ = clock_->now() + duration;
   try {
     co_await client::either(clock_->wait(duration), listen(monitor));
   } catch (const ChannelLost&) {

@@ -56,7 +56,7 @@ void Process::spend(Clock::Duration duration) {
 }
 
 bool Process::run() {
-  if (!alive_ || busy_until_ > time_->now())
+  if (!alive_ || stopped_ || busy_until_ > time_->now())
     return false;
   loop_->restart();
   return loop_->poll() != 0;

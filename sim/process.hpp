@@ -64,7 +64,7 @@ class Process {
   void spend(Clock::Duration duration);
   const std::exception_ptr& failure() const { return failure_; }
 
-  /// Runs what can run now; returns whether there was anything.
+  /// Runs what can run now, unless it is stopped; returns whether there was anything.
   bool run();
 
   bool alive() const { return alive_; }
@@ -73,6 +73,9 @@ class Process {
   /// From here on it has no effect on anything; it goes on to its next wait at most.
   void doom() { doomed_ = true; }
   bool doomed() const { return doomed_ || !alive_; }
+  /// SIGSTOP, from its next wait on, and SIGCONT.
+  void stop() { stopped_ = true; }
+  void go_on() { stopped_ = false; }
 
   /// Until `parked` is resumed. Can be cancelled.
   asio::awaitable<void> park(std::shared_ptr<Parked> parked);
@@ -98,6 +101,7 @@ class Process {
   unsigned running_ = 0;
   bool alive_ = true;
   bool doomed_ = false;
+  bool stopped_ = false;
 };
 
 }  // namespace nbdelta::sim

@@ -34,7 +34,8 @@ std::string_view name_of(FaultKind kind) {
                                                 "silent agent",
                                                 "guest shuts down",
                                                 "disk unplugged",
-                                                "migration"};
+                                                "migration",
+                                                "stop nbdelta"};
   static_assert(std::size(kNames) == kFaultKinds);
   return kNames[static_cast<std::uint8_t>(kind)];
 }
@@ -65,6 +66,15 @@ void draw_later_faults(Schedule& schedule) {
       if (random.chance(4))
         session.faults.push_back(
             {.kind = kind, .step = static_cast<std::uint32_t>(random.below(160))});
+}
+
+/// Likewise.
+void draw_stops(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x5709);
+  for (SessionSetup& session : schedule.sessions)
+    if (random.chance(30))
+      session.faults.push_back(
+          {.kind = FaultKind::stop_nbdelta, .step = static_cast<std::uint32_t>(random.below(160))});
 }
 
 }  // namespace
@@ -106,6 +116,7 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
   }
   draw_load(schedule);
   draw_later_faults(schedule);
+  draw_stops(schedule);
   return schedule;
 }
 

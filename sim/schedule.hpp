@@ -33,11 +33,12 @@ enum class FaultKind : std::uint8_t {
   freeze_fails,  // with an error, after it has frozen some file systems
   freeze_late,   // it is answered after the deadline
   agent_silent,
-  guest_ends,  // it shuts down
-  unplug,      // its last disk, until it is started again
-  migration,   // one begins, and is given up after the session
+  guest_ends,    // it shuts down
+  unplug,        // its last disk, until it is started again
+  migration,     // one begins, and is given up after the session
+  stop_nbdelta,  // SIGSTOP; SIGCONT follows
 };
-inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::migration) + 1;
+inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::stop_nbdelta) + 1;
 
 std::string_view name_of(FaultKind kind);
 

@@ -287,7 +287,8 @@ class SimEnvironment final : public backup::Environment {
     Process& process = host_->start_guardian_process();
     auto [ours, theirs] =
         make_pipe(*process_, process, "the commit's guard", host_->costs().message);
-    process.spawn(guard_commit(*host_, process, std::move(theirs)));
+    const auto kill_session = [session = process_] { session->doom(); };
+    process.spawn(guard_commit(*host_, process, std::move(theirs), kill_session));
     return std::move(ours);
   }
 
@@ -459,10 +460,11 @@ class SimEnvironment final : public backup::Environment {
   }
 
   static asio::awaitable<void> guard_commit(Host& host, Process& process,
-                                            std::unique_ptr<qmp::Channel> session) {
+                                            std::unique_ptr<qmp::Channel> session,
+                                            std::function<void()> kill_session) {
     SimEnvironment environment(host, process);
     try {
-      co_await backup::guard_commit(environment, std::move(session));
+      co_await backup::guard_commit(environment, std::move(session), kill_session);
     } catch (const Error&) {  // it says so to nobody here
     }
   }

@@ -23,6 +23,7 @@ constexpr const char* kFolder = "/repo/vm";
 constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
 constexpr Clock::Duration kLongestFreeze = 60s;
 constexpr Clock::Duration kLongestHold = 15s;
+constexpr Clock::Duration kStop = 90s;  // from SIGSTOP to SIGCONT
 constexpr std::uint64_t kMostSteps = 20'000;
 constexpr std::uint32_t kWritesOfARun = 60;
 constexpr Clock::Duration kPullGranule = 200us;
@@ -347,12 +348,13 @@ void World::step(const std::string& what, Process* self) {
   bool kill_nbdelta = false;
   bool kill_guardians = false;
   bool kill_plugins = false;
-  while (const auto kind = strike(
-             {FaultKind::kill_nbdelta, FaultKind::kill_qemu, FaultKind::kill_plugin,
-              FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
-              FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything, FaultKind::interrupt,
-              FaultKind::base_full, FaultKind::overlay_full, FaultKind::agent_silent,
-              FaultKind::guest_ends, FaultKind::unplug, FaultKind::migration})) {
+  while (const auto kind =
+             strike({FaultKind::kill_nbdelta, FaultKind::kill_qemu, FaultKind::kill_plugin,
+                     FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
+                     FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything,
+                     FaultKind::interrupt, FaultKind::base_full, FaultKind::overlay_full,
+                     FaultKind::agent_silent, FaultKind::guest_ends, FaultKind::unplug,
+                     FaultKind::migration, FaultKind::stop_nbdelta})) {
     const auto is = [&](std::initializer_list<FaultKind> kinds) {
       return std::find(kinds.begin(), kinds.end(), *kind) != kinds.end();
     };
@@ -369,6 +371,8 @@ void World::step(const std::string& what, Process* self) {
       migrating_ = true;
       qemu_->fake.set_migration("active");
     }
+    if (is({FaultKind::stop_nbdelta}))
+      stop_nbdelta();
     if (is({FaultKind::agent_silent}) && qemu_)
       qemu_->agent.silent = true;
     for (auto& [path, file] : store_.files())
@@ -393,6 +397,21 @@ void World::step(const std::string& what, Process* self) {
     if (self == &qemu_->process)
       throw Killed();
   }
+}
+
+void World::stop_nbdelta() {
+  if (!nbdelta_)
+    return;
+  if (held_since_)
+    note("stopped while a commit holds the guest's writes back");
+  nbdelta_->stop();
+  user_.spawn(let_nbdelta_go_on());
+}
+
+asio::awaitable<void> World::let_nbdelta_go_on() {
+  co_await user_.clock().wait(kStop);
+  if (nbdelta_)
+    nbdelta_->go_on();
 }
 
 Clock::Duration World::pull_time(bool changed) {
@@ -446,7 +465,7 @@ void World::bury() {
 }
 
 bool World::run_once() {
-  bool ran = false;
+  bool ran = user_.run();
   if (nbdelta_) {
     ran |= nbdelta_->run();
     bury();
@@ -479,6 +498,7 @@ void World::run_until_ended(Process& process) {
       violated(fmt::format("{} waits for what never comes", process.name()));
     if (time_.now() > limit)
       violated(fmt::format("{} does not end", process.name()));
+    check_held();
     if (frozen_since_ && time_.now() - *frozen_since_ > kLongestFreeze && qemu_ &&
         !qemu_->agent.silent)
       violated("the guest stays frozen");
@@ -714,7 +734,8 @@ void World::run() {
 
 // ---- What must hold ----
 
-void World::check_always() {
+/// No commit keeps the guest's writes waiting for long.
+void World::check_held() {
   if (!qemu_ || qemu_->process.doomed()) {
     held_since_.reset();
     return;
@@ -728,6 +749,13 @@ void World::check_always() {
   else if (time_.now() - std::max(*held_since_, qemu_->fake.stalled_until()) > kLongestHold &&
            !guardian_was_killed_)
     violated("a commit holds the guest's writes back");
+}
+
+void World::check_always() {
+  check_held();
+  if (!guest_lives())
+    return;
+  const std::vector<Device>& devices = qemu_->fake.graph().devices();
   for (std::size_t i = 0; i < devices.size(); ++i)
     for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
       const WriteNumber found = devices[i].unplugged

@@ -122,6 +122,8 @@ class World final : public Host {
                       const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
                       bool must_work);
   void run_until_ended(Process& process);
+  void stop_nbdelta();
+  asio::awaitable<void> let_nbdelta_go_on();
   bool run_once();
   void bury();
   void let_pass(Clock::Duration duration);
@@ -136,6 +138,7 @@ class World final : public Host {
   void check_warnings(const SessionSetup& session, const client::backup::Report& report);
 
   void check_always();
+  void check_held();
   void check_points();
   void check_clean();
   WriteNumber read_file(const std::string& path, std::uint64_t granule);
@@ -147,6 +150,7 @@ class World final : public Host {
   Store store_;
   std::unique_ptr<Qemu> qemu_;
   std::unique_ptr<Process> nbdelta_;
+  Process user_{time_, "the user"};
   std::list<std::unique_ptr<Process>> guardians_;
   std::list<Plugin> plugins_;
   std::vector<Fault> faults_;

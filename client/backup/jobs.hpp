@@ -34,7 +34,7 @@ struct ActiveCommit {
 /// No crash leaves it open whether overlay or base is right: when all is copied, the job (which
 /// QEMU does not finalize by itself) holds the guest's writes back, with the base flushed; then the
 /// overlay is marked as committed, then the guest moves. That must not take long, nor depend on
-/// this process: a CommitGuard ends the job when we die.
+/// this process: a CommitGuard ends the job when we die, and sees to that where we are stopped.
 asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
                                          ActiveCommit commit);
 

@@ -107,11 +107,13 @@ class RealEnvironment final : public Environment {
   }
 
   std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
-    return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian");
+    // It says so where it had to leave the guest alone.
+    return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian",
+                       STDERR_FILENO);
   }
 
   std::unique_ptr<qmp::Channel> start_commit_guard() override {
-    return start_guard({"/proc/self/exe", "commit-guard"}, "the commit's guard");
+    return start_guard({"/proc/self/exe", "commit-guard"}, "the commit's guard", -1);
   }
 
   asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) override {
@@ -147,15 +149,21 @@ class RealEnvironment final : public Environment {
   bool stop_requested() override { return stop_.stop_requested(); }
 
  private:
-  /// Another nbdelta, that is spoken to over its standard input.
+  /// Another nbdelta, that is spoken to over its standard input. `errors`: its stderr; -1: none. It
+  /// has not our output: who reads that to its end must not wait for a process that outlives us.
   std::unique_ptr<qmp::Channel> start_guard(const std::vector<std::string>& words,
-                                            const std::string& name) {
+                                            const std::string& name, int errors) {
+    const FileDescriptor nowhere(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    if (!nowhere)
+      fail_errno("/dev/null");
     int ends[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
       fail_errno("socketpair");
     FileDescriptor ours(ends[0]);
     const FileDescriptor theirs(ends[1]);
-    const Child child(words, {.input = theirs.get(), .session_leader = true});
+    const Child child(
+        words,
+        {.input = theirs.get(), .output = nowhere.get(), .errors = errors, .session_leader = true});
     return qmp::adopt_socket(loop_.get_executor(), std::move(ours),
                              fmt::format("{} (process {})", name, child.pid()));
   }
