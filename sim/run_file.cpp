@@ -72,8 +72,8 @@ class Check {
       instant(latency.longest_us, latency.mean_us, place + ".longest-us");
       return std::pair(latency.start_us, ".start-us");
     });
-    const auto amount = [](const RunAmount& amount, const auto&) {
-      return std::pair(amount.at_us, ".at-us");
+    const auto amount = [](const RunAmount& each, const auto&) {
+      return std::pair(each.at_us, ".at-us");
     };
     each(session.overlay, where + ".overlay", amount);
     each(session.pulled, where + ".pulled", amount);

@@ -99,8 +99,9 @@ class CommitGuard : public ::testing::TestWithParam<const char*> {
       expect_a_write_goes_on(may_wait);
     const std::optional<Outcome> outcome = nbdelta.wait(30s);
     EXPECT_TRUE(outcome);
-    if (outcome && stopped)
+    if (outcome && stopped) {
       EXPECT_EQ(outcome->status, 128 + SIGKILL) << outcome->err;
+    }
     return stopped;
   }
 
