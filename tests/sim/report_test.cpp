@@ -236,8 +236,9 @@ TEST(Recorded, ForecastsAreWhatTheyFound) {
     EXPECT_EQ(each.result, kDone);
     EXPECT_EQ(each.frozen.size(), 1U);
   }
-  EXPECT_NEAR(spread_of(lengths).median, forecast.window.median, 0.002);
-  EXPECT_NEAR(spread_of(lengths).largest, forecast.window.largest, 0.002);
+  // nbdelta's own clock sees a message at each end too.
+  EXPECT_NEAR(spread_of(lengths).median + 0.04, forecast.window.median, 0.002);
+  EXPECT_NEAR(spread_of(lengths).largest + 0.04, forecast.window.largest, 0.002);
 
   const RunSession& full = run.sessions[0];
   EXPECT_EQ(full.name, "guest 1, backup 1");
