@@ -431,7 +431,8 @@ void World::end_faults() {
     if (file.image)
       file.image->full = false;
   if (qemu_) {
-    qemu_->agent.silent = false;
+    if (std::exchange(qemu_->agent.silent, false) && frozen_since_)
+      frozen_since_ = time_.now();  // from here on somebody can thaw it
     qemu_->fake.set_run_state("running");
     qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
