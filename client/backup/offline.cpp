@@ -28,14 +28,15 @@ bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::optional<Journal>& journal) {
   std::optional<std::int64_t> written;
   for (const std::string& overlay : overlays) {
+    if (files.overlay_is_empty(overlay))
+      continue;  // nothing of it can be put over what is newer
     if (is_of(journal, overlay)) {
       if (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
           journal->phase == phase::kKept)
         return false;
       written = std::max(written.value_or(0), journal->since);
     }
-    if (!files.overlay_is_empty(overlay))
-      written = std::max(written.value_or(0), files.modified(overlay));
+    written = std::max(written.value_or(0), files.modified(overlay));
   }
   return written && files.modified(base) > *written + kMargin_s;
 }
