@@ -168,6 +168,7 @@ class World final : public Host {
   std::map<std::size_t, std::vector<std::string>> unplugged_;
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
+  unsigned stops_ = 0;  // of nbdelta
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
   bool restarted_ = false;

@@ -81,7 +81,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
     if (!disk.overlays.empty())
       tops[active_job_name(disk.overlays.front().session, disk.index)] =
           disk.overlays.front().local;
-  std::vector<std::string> ended = co_await end_jobs(*qmp_, environment_->files(), is_ours, tops);
+  std::vector<std::string> ended =
+      co_await end_jobs(*qmp_, *environment_, options_->qmp, is_ours, tops);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
 
@@ -282,7 +283,8 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
                             .base = disk.base_node,
                             .overlay_local = overlay.local,
                             .qmp_address = options_->qmp,
-                            .ready_deadline = options_->commit_deadline};
+                            .ready_deadline = options_->commit_deadline,
+                            .stops_guest = must_stop_guest(qmp_->major(), disk.base_format)};
   const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);
   if (end == CommitEnd::not_ready) {
     settled_.overlay_kept = true;
