@@ -115,6 +115,18 @@ std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t ru
   return backups;
 }
 
+Run run_of(const Scenario& scenario, std::vector<std::vector<RunSession>> guests) {
+  Run run;
+  run.name = scenario.name;
+  run.seed = scenario.seed;
+  for (std::size_t guest = 0; guest < guests.size(); ++guest)
+    for (RunSession& session : guests[guest]) {
+      session.name = fmt::format("guest {}, {}", guest + 1, session.name);
+      run.sessions.push_back(std::move(session));
+    }
+  return run;
+}
+
 Spread spread_of(std::vector<double> values) {
   if (values.empty())
     return {};
@@ -154,15 +166,8 @@ Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   }
   if (failure)
     std::rethrow_exception(failure);
-  if (options.record != nullptr) {
-    options.record->name = scenario.name;
-    options.record->seed = scenario.seed;
-    for (std::size_t run = 0; run < recorded.size(); ++run)
-      for (RunSession& session : recorded[run]) {
-        session.name = fmt::format("guest {}, {}", run + 1, session.name);
-        options.record->sessions.push_back(std::move(session));
-      }
-  }
+  if (options.record != nullptr)
+    *options.record = run_of(scenario, std::move(recorded));
   return summarize(runs);
 }
 

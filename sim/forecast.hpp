@@ -33,6 +33,9 @@ std::vector<RehearsedBackup> rehearse(
     std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline,
     std::vector<RunSession>* recorded = nullptr);
 
+/// What guests of rehearse() went through, one after the other.
+Run run_of(const Scenario& scenario, std::vector<std::vector<RunSession>> guests);
+
 /// Percentiles are by nearest rank.
 Spread spread_of(std::vector<double> values);
 

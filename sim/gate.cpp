@@ -79,9 +79,10 @@ Gated gate(Scenario scenario, const GateOptions& options) {
   std::vector<double> agent;
   std::vector<double> qemu;
   std::vector<double> own;
+  std::vector<std::vector<RunSession>> recorded(options.runs);
   for (std::uint64_t run = 0; run < options.runs; ++run) {
     const std::vector<RehearsedBackup> backups =
-        rehearse(scenario, run, options.incrementals, kCommitDeadline);
+        rehearse(scenario, run, options.incrementals, kCommitDeadline, &recorded[run]);
     for (std::size_t i = 0; i < backups.size(); ++i) {
       const ObservedWindow& seen = backups[i].observed;
       window.push_back(milliseconds(seen.length));
@@ -101,6 +102,7 @@ Gated gate(Scenario scenario, const GateOptions& options) {
             run + 1, i + 1, milliseconds(backups[i].longest_freeze), milliseconds(deadline)));
     }
   }
+  result.record = run_of(scenario, std::move(recorded));
   result.window = spread_of(std::move(window));
   result.agent = spread_of(std::move(agent));
   result.qemu = spread_of(std::move(qemu));

@@ -29,6 +29,7 @@ struct Gated {
   double freeze_in_hang = 0;          // the switch hangs: until the deadline
   double freeze_after_kill = 0;       // nbdelta dies in the window
   std::vector<std::string> failures;  // none: it passes
+  Run record;                         // of what went well
 };
 
 /// Rehearses the scenario, and then what must not leave the guest frozen. Throws what a backup

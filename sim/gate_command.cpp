@@ -31,6 +31,7 @@ struct Options {
   std::string budget = "150 us";
   std::string measured;
   std::string json;
+  std::string record;
   GateOptions gate;
 };
 
@@ -128,6 +129,8 @@ int run(Options options) {
     for (const std::string& failure : row.failures)
       failures.push_back(row.scenario + ": " + failure);
     rows.push_back(to_json(row, measured));
+    if (!options.record.empty())
+      write_run(options.record + "/" + row.scenario + ".run.json", row.record);
   }
   fmt::print("\n");
   for (const std::string& failure : failures)
@@ -161,6 +164,10 @@ std::function<int()> add_gate_command(CLI::App& app) {
                    "restore points taken in real time, in FOLDER/SCENARIO: printed beside")
       ->type_name("FOLDER");
   command->add_option("--json", options->json, "the table for scripts")->type_name("FILE");
+  command
+      ->add_option("--record", options->record,
+                   "writes down what happened, for the report: FOLDER/SCENARIO.run.json")
+      ->type_name("FOLDER");
   command->footer(kFooter);
   return [options] { return run(*options); };
 }

@@ -84,7 +84,7 @@ Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
   if (command.driver != "qcow2" && command.driver != "raw")
     refuse("Parameter 'driver' does not accept value '{}'", command.driver);
   if (!command.file)
-    refuse("A block device must be specified for \"file\"");
+    refuse("Parameter 'file' is missing");
   if (const json::string* name = command.file->if_string())
     graph_.lookup(std::string(*name));  // nbdelta never gives one that is there
   FileOptions file;

@@ -127,6 +127,7 @@ asio::awaitable<void> stop_guest(qmp::Client& qmp, std::string job) {
   mark.node_name = stop_node_name(*session_of(job));
   co_await qmp.call(std::move(mark), kHurry);
   co_await qmp.call(qapi::Stop{}, kHurry);
+  co_await wait_until(qmp, job, "ready", kHurry, kHurry);  // it has paused meanwhile
 }
 
 /// From READY on, until the guest's writes do not wait any more, or it has been stopped. Throws

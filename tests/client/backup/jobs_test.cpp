@@ -201,6 +201,8 @@ TEST_F(Jobs, AGuestThatWasStoppedGoesOn) {
            {"query-status", run_state("running")},
            {"blockdev-add", "{}"},
            {"stop", "{}"},
+           {"query-jobs", job("standby")},
+           {"query-jobs", job("ready")},
            {"job-complete", "{}"},
            {"query-jobs", job("pending")},
            {"job-finalize", "{}"},
