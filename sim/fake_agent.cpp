@@ -57,7 +57,7 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message) {
       if (const json::value* id = object->if_contains("id"))
         error.id = *id;
     try {
-      qapi::Command command = qapi::command_of(message.value);
+      qapi::Command command = qapi::command_of(std::move(message.value));
       co_await carry_out(std::move(command));
       co_return;
     } catch (const qapi::CommandError& refused) {

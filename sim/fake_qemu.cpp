@@ -103,7 +103,7 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
     if (const json::value* id = object->if_contains("id"))
       error.id = *id;
   try {
-    qapi::Command command = qapi::command_of(message.value);
+    qapi::Command command = qapi::command_of(std::move(message.value));
     json::value value = co_await carry_out(monitor, std::move(command));
     co_return qapi::to_line(qapi::Return{.value = std::move(value), .id = error.id});
   } catch (const qapi::CommandError& refused) {
