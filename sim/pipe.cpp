@@ -45,7 +45,9 @@ class PipeEnd final : public Channel {
       if (in_->closed)
         throw ChannelLost(ECONNRESET, name_ + ": the other end has closed the connection");
       in_->reader = std::make_shared<Parked>();
-      co_await process_->park(in_->reader);
+      const auto error = co_await process_->park(in_->reader);
+      if (error)
+        throw boost::system::system_error(error);
     }
     co_return std::exchange(in_->bytes, std::string());
   }

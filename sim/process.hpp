@@ -70,15 +70,15 @@ class Process {
   void doom() { doomed_ = true; }
   bool doomed() const { return doomed_ || !alive_; }
 
-  /// Until `parked` is resumed. Can be cancelled.
-  asio::awaitable<void> park(std::shared_ptr<Parked> parked);
+  /// Until `parked` is resumed, or this is cancelled: returns with what.
+  asio::awaitable<boost::system::error_code> park(std::shared_ptr<Parked> parked);
 
  private:
   class ProcessClock final : public Clock {
    public:
     explicit ProcessClock(Process& process) : process_(&process) {}
     Time now() const override { return process_->time_->now(); }
-    asio::awaitable<void> wait_until(Time time) override;
+    asio::awaitable<void> pass_until(Time time) override;
 
    private:
     Process* process_;
