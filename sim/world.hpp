@@ -56,6 +56,7 @@ class World final : public Host {
   std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
   void step(const std::string& what, Process* self) override;
+  void removed(const std::string& path) override;
 
   std::uint64_t steps() const { return steps_; }
   const std::set<std::string>& seen() const { return seen_; }
@@ -104,11 +105,13 @@ class World final : public Host {
   bool guest_lives() const { return qemu_ && !qemu_->process.doomed(); }
   void guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
                    const WriteDone& done);
-  void write_now(std::uint64_t count);
+  void write_now(std::uint64_t count, Random& random);
+  void write_between(const std::string& what, const Process* self);
 
   client::backup::Options options(const SessionSetup& session) const;
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
+  void run_last_backup();
   bool run_in_process(const std::string& what,
                       const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
                       bool must_work);
@@ -116,11 +119,13 @@ class World final : public Host {
   bool run_once();
   void bury();
   void let_pass(Clock::Duration duration);
+  void await_guardians();
   void end_faults();
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
 
   void check_always();
+  void check_window(const std::string& what, const Process* self);
   void check_points();
   void check_clean();
   WriteNumber read_file(const std::string& path, std::uint64_t granule);
@@ -128,6 +133,7 @@ class World final : public Host {
 
   Schedule schedule_;
   Random random_;
+  Random step_random_;  // of its own, so that faults do not depend on it
   VirtualTime time_;
   Store store_;
   std::unique_ptr<Qemu> qemu_;
@@ -141,6 +147,7 @@ class World final : public Host {
   bool end_qemu_ = false;
   bool interrupted_ = false;
   bool guardian_was_killed_ = false;
+  bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
   bool restarted_ = false;

@@ -228,6 +228,19 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
   co_await qmp.call(reopen);
 }
 
+asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node) {
+  try {
+    const qapi::BlockdevDel blockdev_del{.node_name = node};
+    co_await qmp.call(blockdev_del);
+  } catch (const qapi::CommandError& error) {
+    const std::string& why = error.description();
+    const bool gone = why.find("Failed to find node") != std::string::npos ||
+                      why.find("Cannot find device") != std::string::npos;
+    co_return gone ? std::string() : why;  // it went with the commit
+  }
+  co_return std::string();
+}
+
 /// QEMU (7.2) writes the new backing file into the header before it flushes the base's tables: had
 /// it died between, the base would lack what was committed. So the header keeps the old name until
 /// the job has ended, and the base was flushed with that. A raw base has no tables, and its format

@@ -65,6 +65,9 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
+/// Has QEMU give a node up. Returns why it does not; empty where it is gone, also before.
+asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node);
+
 /// Ends each job of ours; says which. `overlays` (local) are what the disks run on.
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,

@@ -57,12 +57,9 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   const std::size_t stay = into_base ? 0 : 1;
   while (overlays.size() > stay) {
     const StackedOverlay& merged = overlays.front();
-    try {
-      const qapi::BlockdevDel blockdev_del{.node_name = merged.node_name};
-      co_await qmp_->call(blockdev_del);
-    } catch (const qapi::CommandError&) {  // it went with the commit
-    }
-    remove_overlay(environment_->files(), merged.local, guest.base_local);
+    const std::string refusal = co_await remove_node(*qmp_, merged.node_name);
+    if (refusal.empty())  // else it is left to what ends the session
+      remove_overlay(environment_->files(), merged.local, guest.base_local);
     overlays.erase(overlays.begin());
   }
   if (disk.plan.map != MapSource::absorbed)

@@ -248,9 +248,23 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   // What the guest does not write to any more is committed first: that always ends.
   if (overlays.size() > 1)
     co_await commit_lower(disk, 1, journal);
+  mark_earlier(disk);
   co_await ensure_bitmap(disk, overlays.front().session);
   co_await commit_all(disk, journal);
   co_return overlays.empty();
+}
+
+/// A commit that nobody saw end may have left the file that it committed. With a later overlay in
+/// the base as well, that file would look like the guest's last writes.
+void Settler::mark_earlier(const GuestDisk& disk) {
+  Files& files = environment_->files();
+  for (const std::string& local : overlays_beside(files, disk.base_local)) {
+    const auto session = session_of(base_name(local));
+    const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name);
+    if (of_disk && ours(*session) && was_below(*session, disk.overlays) &&
+        !is_committed(files, local))
+      mark_committed(files, local);
+  }
 }
 
 /// A commit that nobody saw end may have left an overlay's header with the file that was committed,
@@ -579,17 +593,10 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
 }
 
 asio::awaitable<bool> Settler::delete_node(std::string node) {
-  try {
-    const qapi::BlockdevDel blockdev_del{.node_name = node};
-    co_await qmp_->call(blockdev_del);
-    co_return true;
-  } catch (const qapi::CommandError& error) {
-    if (error.description().find("Failed to find node") != std::string::npos ||
-        error.description().find("Cannot find device") != std::string::npos)
-      co_return true;  // it went with the commit
-    settled_.problems.push_back(fmt::format("{}: {}", node, error.description()));
-    co_return false;
-  }
+  const std::string refusal = co_await remove_node(*qmp_, node);
+  if (!refusal.empty())
+    settled_.problems.push_back(fmt::format("{}: {}", node, refusal));
+  co_return refusal.empty();
 }
 
 void Settler::drop_overlay(const std::string& local, const std::string& base_local) {

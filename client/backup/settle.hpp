@@ -55,6 +55,7 @@ class Settler {
   asio::awaitable<void> end_exports(std::optional<Journal>& journal);
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
+  void mark_earlier(const GuestDisk& disk);
   asio::awaitable<void> name_backing_files(GuestDisk& disk);
   void enter_commit(std::optional<Journal>& journal);
   asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first,
