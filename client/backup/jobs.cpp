@@ -7,6 +7,7 @@
 #include <exception>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/commit_guard.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/block_nodes.hpp"
@@ -88,7 +89,8 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
   if (job.status == "waiting" || job.status == "aborting")
     job = co_await wait_until(qmp, job.id, "pending", kCompletion);
   const bool marked = !overlay.empty() && is_committed(files, overlay);
-  if (job.status != "concluded" && !(job.status == "pending" && marked)) {
+  const bool moves = marked || broken("finalized-without-mark");
+  if (job.status != "concluded" && !(job.status == "pending" && moves)) {
     if (marked)
       unmark_committed(files, overlay);  // before the guest writes there again
     co_await cancel(qmp, job.id);
@@ -100,7 +102,7 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
     co_await qmp.call(job_finalize);
     job = co_await wait_until_concluded(qmp, job.id, kCompletion);
   }
-  if (job.error && marked)
+  if (job.error && marked && !broken("mark-kept-by-failed-commit"))
     unmark_committed(files, overlay);
   const qapi::JobDismiss job_dismiss{.id = job.id};
   co_await qmp.call(job_dismiss);
@@ -111,12 +113,16 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
 
 /// From READY to the end. Throws Error; what is left is to be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
-  remove_current(files, commit.overlay_local);
+  if (!broken("next-start-on-committed-overlay"))
+    remove_current(files, commit.overlay_local);
+  if (broken("mark-before-pending"))
+    mark_committed(files, commit.overlay_local);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
   qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
   if (info.status == "pending") {  // the guest's writes wait from here
-    mark_committed(files, commit.overlay_local);
+    if (!broken("mark-after-finalize"))
+      mark_committed(files, commit.overlay_local);
     const qapi::JobFinalize job_finalize{.id = commit.job};
     co_await qmp.call(job_finalize, kHurry);
     info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
@@ -145,7 +151,8 @@ asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, Act
     CommitGuard guard(environment);
     const CommitWatch watch{
         .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
-    co_await guard.watch(watch);
+    if (!broken("commit-unguarded"))
+      co_await guard.watch(watch);
     co_await move_guest(qmp, environment.files(), commit);
     co_await guard.release();
   }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/names.hpp"
 
 namespace nbdelta::client::backup {
@@ -110,6 +111,8 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   // In this order a pointer never points to nothing.
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
+  if (broken("mark-removed-first"))
+    unmark_committed(files, overlay);
   files.remove(overlay);
   unmark_committed(files, overlay);  // last: without it the overlay would count again
   return was_there;

@@ -7,6 +7,7 @@
 #include <set>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/json_text.hpp"
 #include "qapi/export_commands.hpp"
 #include "qapi/job_commands.hpp"
@@ -231,7 +232,7 @@ asio::awaitable<void> Session::open_session() {
 
 asio::awaitable<Settled> Session::settle() {
   for (Disk& disk : disks_)
-    if (disk.server)
+    if (disk.server && !broken("commit-while-served"))
       disk.server->stop();
   std::optional<Repository> points;
   if (!options_->folder.empty())
@@ -303,6 +304,8 @@ asio::awaitable<Report> Session::backup() {
   co_await run_to_export();
   std::exception_ptr failure;
   try {
+    if (broken("manifest-before-data"))
+      repository().publish(journal_->point, manifest_);
     co_await either(pull_all(), receive_events());
     check_stop();
     for (Disk& disk : disks_)

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/units.hpp"
+#include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/export_commands.hpp"
@@ -32,7 +33,8 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   const std::string node = overlay_node_name(plan_.id, disk.index);
   const bool into_base = disk.plan.map == MapSource::absorbed ||
                          (disk.plan.map == MapSource::none && !overlays.empty());
-  const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1;
+  const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1 &&
+                            !broken("lowest-overlay-alone-copied");
   if (!into_base && !into_overlay)
     co_return;
   if (into_base)

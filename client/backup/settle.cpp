@@ -8,6 +8,7 @@
 #include <tuple>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/backup/plan.hpp"
@@ -134,7 +135,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   if (!journal && latest_ && another_copy_has_gone_on(inventory, *latest_))
     chain_.clear();
-  end_servers(inventory, journal);
+  if (!broken("commit-while-served"))
+    end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
   std::vector<StackedOverlay> tops;
@@ -234,7 +236,8 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
     if (is_committed(environment_->files(), overlay.local))
       unmark_committed(environment_->files(), overlay.local);
-  co_await name_backing_files(disk);
+  if (!broken("stale-header"))
+    co_await name_backing_files(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -336,6 +339,8 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
                             .overlay_local = overlay.local,
                             .qmp_address = options_->qmp,
                             .ready_deadline = options_->commit_deadline};
+  if (broken("overlay-removed-before-commit"))
+    drop_overlay(overlay.local, disk.base_local);
   const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);
   if (end == CommitEnd::not_ready) {
     settled_.overlay_kept = true;
@@ -435,8 +440,14 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
   if (!bitmap.recording)
     transaction.actions.push_back(TransactionAction::of(
         qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
-  transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
-      .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+  if (broken("put-back-in-two-steps")) {
+    const qapi::BlockDirtyBitmapMerge merge{
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
+    co_await qmp_->call(merge);
+  } else if (!broken("dirty-bits-dropped")) {
+    transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+  }
   co_await qmp_->call(transaction);
   settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
                                       disk.name, bitmap.name));
@@ -464,6 +475,8 @@ asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::Bitma
 bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
   Files& files = environment_->files();
   if (is_committed(files, local))
+    return true;
+  if (broken("journal-trusted") && journal && journal->phase == phase::kWindow)
     return true;
   if (journal && journal->phase == phase::kPrepare)
     for (const JournalDisk& disk : journal->disks)
@@ -558,7 +571,8 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes)
-    loose.erase(files.canonical(paths_->to_local(node.file)));
+    if (!broken("journal-trusted"))
+      loose.erase(files.canonical(paths_->to_local(node.file)));
   for (const auto& [local, what] : loose) {
     if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;

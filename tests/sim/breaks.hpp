@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <string_view>
+
+namespace nbdelta::testing {
+
+/// A mistake made on purpose, where client/backup asks for it by `broken(name)`.
+struct Break {
+  std::string_view name;
+  std::string_view mistake;
+  std::uint64_t seed;  // that is known to find it; another is looked for where it does not
+};
+
+inline constexpr Break kBreaks[] = {
+    {"two-transactions", "the first disk is switched by a transaction of its own", 546},
+    {"no-thaw-after-failed-switch", "an error path passes by the thaw", 20},
+    {"no-thaw-when-session-dies", "the guardian ends with its session", 122},
+    {"no-thaw-at-deadline", "the guardian waits for the session, however long", 934},
+    {"no-thaw-after-failed-freeze", "a freeze that failed is taken for none", 11},
+    {"journal-after-overlays", "the overlays are made before the journal names them", 22},
+    {"manifest-before-data", "the restore point is published before its data is there", 7},
+    {"dirty-bits-dropped", "a failed session's bitmap is removed, not merged", 16},
+    {"put-back-in-two-steps", "merged, then enabled: not in one transaction", 2984},
+    {"inconsistent-bitmap-used", "a bitmap that a crash made inconsistent is taken as a map", 18},
+    {"lowest-overlay-alone-copied", "what failed sessions' overlays have is not copied", 15},
+    {"overlay-removed-before-commit", "the overlay's file goes before its commit has ended", 1},
+    {"commit-while-served", "nobody ends nbdkit before the commit", 1},
+    {"commit-unguarded", "nobody ends a pending commit when the session dies", 1946},
+    {"mark-before-pending", "an overlay counts as committed before it is", 266},
+    {"mark-after-finalize", "the guest moves before its overlay counts as committed", 26},
+    {"finalized-without-mark", "a pending commit is ended without the mark", 12},
+    {"mark-kept-by-failed-commit", "a commit fails in the end, and its overlay stays marked", 3169},
+    {"mark-removed-first", "the mark goes before the overlay", 469},
+    {"next-start-without-overlay", "what names the overlay to start on is not written", 51},
+    {"next-start-on-committed-overlay", "it is left when the overlay is committed", 1255},
+    {"stale-header", "a header that names a file which is about to go is left", 100},
+    {"journal-trusted", "recover takes an overlay for unused because the journal says so", 1},
+};
+
+}  // namespace nbdelta::testing
