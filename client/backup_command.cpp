@@ -6,9 +6,10 @@
 
 #include "base/units.hpp"
 #include "client/backup/session.hpp"
-#include "client/exit_status.hpp"
+#include "client/console.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
+#include "client/run_session.hpp"
 #include "client/say.hpp"
 #include "client/stdout.hpp"
 

@@ -7,7 +7,7 @@ enum ExitStatus : int {
   kDone = 0,
   kFailed = 1,   // source, network, disk
   kUsage = 2,    // the command line makes no sense
-  kRefused = 3,  // the target cannot or must not be written to, or has no space; it was not touched
+  kRefused = 3,  // refused as it was asked for: nothing was touched, or it is as before
 };
 
 }  // namespace nbdelta::client

@@ -7,10 +7,11 @@
 #include <memory>
 
 #include "client/backup/session.hpp"
+#include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
-#include "client/say.hpp"
+#include "client/run_session.hpp"
 #include "client/stdout.hpp"
 #include "client/target/open_target.hpp"
 

@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -35,6 +37,21 @@ std::unique_ptr<qmp::Channel> session_channel(asio::io_context& loop) {
   return qmp::adopt_socket(loop.get_executor(), std::move(session), "the session");
 }
 
+/// What refers to the session's process, and to no later one of its number. Throws Error where it
+/// has died already.
+FileDescriptor session_process() {
+  ucred session{};
+  socklen_t length = sizeof session;
+  if (::getsockopt(STDIN_FILENO, SOL_SOCKET, SO_PEERCRED, &session, &length) != 0)
+    fail_errno("standard input");
+  FileDescriptor process(static_cast<int>(::syscall(SYS_pidfd_open, session.pid, 0)));
+  if (!process)
+    fail_errno("pidfd_open");
+  if (::getppid() != session.pid)  // it started us
+    fail(ESRCH, "the session has died");
+  return process;
+}
+
 int run(asio::io_context& loop, asio::awaitable<void> guard) {
   std::exception_ptr failure;
   asio::co_spawn(loop, std::move(guard), [&](const std::exception_ptr& error) { failure = error; });
@@ -49,11 +66,11 @@ int run_guardian(const std::string& agent) {
   ::prctl(PR_SET_NAME, "nbdelta-guard");
   asio::io_context loop;
   RealClock clock;
+  std::random_device random;
+  const std::int64_t seed = std::uniform_int_distribution<std::int64_t>(1, 1LL << 40)(random);
   backup::Guardian guardian(
       [&]() { return qmp::connect(agent, "the guest agent", clock, clock.now() + 10s); },
-      session_channel(loop), clock,
-      std::uniform_int_distribution<std::int64_t>(
-          1, 1LL << 40)(*std::make_unique<std::random_device>()));
+      session_channel(loop), clock, seed);
   return run(loop, guardian.run());
 }
 
@@ -62,7 +79,11 @@ int run_commit_guard() {
   ::prctl(PR_SET_NAME, "nbdelta-commit");
   asio::io_context loop;
   const auto environment = backup::real_environment(loop, {}, {});
-  return run(loop, backup::guard_commit(*environment, session_channel(loop)));
+  const FileDescriptor session = session_process();
+  const auto kill_session = [&] {
+    ::syscall(SYS_pidfd_send_signal, session.get(), SIGKILL, nullptr, 0);
+  };
+  return run(loop, backup::guard_commit(*environment, session_channel(loop), kill_session));
 }
 
 }  // namespace

@@ -1,26 +1,16 @@
 #include "client/guest_options.hpp"
 
-#include <signal.h>
-#include <unistd.h>
+#include <fmt/format.h>
 
-#include <boost/asio/signal_set.hpp>
 #include <chrono>
 #include <filesystem>
 #include <map>
-#include <memory>
-#include <optional>
 
-#include "client/backup/real/environment.hpp"
-#include "client/pull/progress.hpp"
-#include "client/say.hpp"
 #include "client/target/open_target.hpp"
 
 namespace nbdelta::client {
 namespace {
 
-using namespace std::chrono_literals;
-
-constexpr Clock::Duration kTick = 200ms;
 constexpr double kLongestDeadline_s = 86'400;
 
 std::chrono::milliseconds to_ms(double seconds) {
@@ -149,104 +139,12 @@ backup::Options GuestOptions::interpret() const {
   }
   if (full && require_incremental)
     throw target::UsageError(EINVAL, "--full and --require-incremental exclude each other");
+  if (options.quiesce == backup::Quiesce::no && (presync || !mountpoints.empty()))
+    throw target::UsageError(
+        EINVAL, fmt::format("--quiesce no excludes {}", presync ? "--presync" : "--mountpoint"));
   if (options.quiesce == backup::Quiesce::require && agent.empty())
     throw target::UsageError(EINVAL, "--quiesce require needs --agent");
   return options;
-}
-
-int run_session(const std::string& plugin,
-                const std::function<asio::awaitable<void>(backup::Environment& environment)>& job,
-                const std::function<void()>& tick) {
-  asio::io_context loop;
-  std::stop_source stop;
-  const auto environment = backup::real_environment(
-      loop,
-      {.plugin = plugin.empty() ? backup::default_plugin() : plugin, .pull = pull::Settings()},
-      stop.get_token());
-  int received = 0;
-  asio::signal_set signals(loop, SIGINT, SIGTERM);
-  std::function<void(const boost::system::error_code&, int)> on_signal =
-      [&](const boost::system::error_code& error, int number) {
-        if (error)
-          return;
-        if (received != 0)
-          ::_exit(128 + number);
-        received = number;
-        say("nbdelta: ending the session; once more ends it at once, and leaves it to 'nbdelta "
-            "recover'\n");
-        stop.request_stop();
-        signals.async_wait(on_signal);
-      };
-  signals.async_wait(on_signal);
-  asio::steady_timer timer(loop);
-  std::function<void(const boost::system::error_code&)> on_tick =
-      [&](const boost::system::error_code& error) {
-        if (error)
-          return;
-        tick();
-        timer.expires_after(kTick);
-        timer.async_wait(on_tick);
-      };
-  on_tick({});
-  std::exception_ptr failure;
-  asio::co_spawn(loop, job(*environment), [&](const std::exception_ptr& error) {
-    failure = error;
-    loop.stop();
-  });
-  loop.run();
-  if (!failure)
-    return 0;
-  if (received == 0)
-    std::rethrow_exception(failure);
-  try {
-    std::rethrow_exception(failure);
-  } catch (const std::exception& error) {
-    say("nbdelta: {}\n", error.what());
-  }
-  return 128 + received;
-}
-
-class ConsoleReporter::Display {
- public:
-  explicit Display(bool quiet)
-      : style_(quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr()) {}
-
-  void line(const std::string& text) {
-    clear();
-    say("nbdelta: {}\n", text);
-  }
-  void follow(const std::string& disk, const pull::Counters* counters) {
-    clear();
-    progress_.reset();
-    if (counters != nullptr)
-      progress_.emplace(style_, *counters, disk);
-  }
-  void tick() {
-    if (progress_)
-      progress_->tick(std::chrono::steady_clock::now());
-  }
-  void clear() {
-    if (progress_)
-      progress_->clear();
-  }
-
- private:
-  pull::Progress::Style style_;
-  std::optional<pull::Progress> progress_;
-};
-
-ConsoleReporter::ConsoleReporter(bool quiet) : display_(std::make_unique<Display>(quiet)) {
-  Display* display = display_.get();
-  reporter_.say = [display](const std::string& text) { display->line(text); };
-  reporter_.progress = [display](const std::string& disk, const pull::Counters* counters) {
-    display->follow(disk, counters);
-  };
-}
-
-ConsoleReporter::~ConsoleReporter() = default;
-
-void ConsoleReporter::tick() {
-  display_->tick();
 }
 
 }  // namespace nbdelta::client

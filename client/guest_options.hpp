@@ -2,13 +2,10 @@
 
 #include <CLI/CLI.hpp>
 
-#include <functional>
-#include <memory>
 #include <string>
 #include <vector>
 
 #include "client/backup/options.hpp"
-#include "client/backup/settle.hpp"
 
 namespace nbdelta::client {
 
@@ -43,30 +40,6 @@ struct GuestOptions {
   bool presync = false;
   bool full = false;
   bool require_incremental = false;
-};
-
-/// Runs a session's coroutine to its end. SIGINT and SIGTERM ask it to end early, which still puts
-/// everything right; a second one ends the process at once. Throws what `job` throws; returns 128 +
-/// the signal's number where one came and the job failed for it, otherwise 0.
-int run_session(const std::string& plugin,
-                const std::function<asio::awaitable<void>(backup::Environment& environment)>& job,
-                const std::function<void()>& tick);
-
-/// What was put right, and what is left; returns the exit status.
-int print_settled(const backup::Settled& settled, const GuestOptions& options);
-
-/// Lines on stderr, and a progress line for each disk.
-class ConsoleReporter {
- public:
-  explicit ConsoleReporter(bool quiet);
-  ~ConsoleReporter();
-  const backup::Reporter& reporter() const { return reporter_; }
-  void tick();
-
- private:
-  class Display;
-  std::unique_ptr<Display> display_;
-  backup::Reporter reporter_;
 };
 
 }  // namespace nbdelta::client

@@ -10,6 +10,7 @@
 
 #include "client/backup/options.hpp"
 #include "client/backup_command.hpp"
+#include "client/check_start_command.hpp"
 #include "client/exit_status.hpp"
 #include "client/external_commands.hpp"
 #include "client/guardian_command.hpp"

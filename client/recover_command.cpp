@@ -3,19 +3,18 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
+#include <iterator>
 #include <memory>
 
 #include "client/backup/offline.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/backup/real/environment.hpp"
-#include "client/backup/real/files.hpp"
 #include "client/backup/session.hpp"
+#include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
-#include "client/say.hpp"
-#include "client/stdout.hpp"
+#include "client/run_session.hpp"
 #include "client/target/open_target.hpp"
 
 namespace nbdelta::client {
@@ -31,9 +30,10 @@ void append(backup::Settled& to, backup::Settled&& from) {
   std::move(from.problems.begin(), from.problems.end(), std::back_inserter(to.problems));
 }
 
-/// The session is over when none of its overlays is left.
-void drop_finished_journal(backup::Files& files, const std::string& folder,
-                           const backup::Journal& journal, backup::Settled& settled) {
+/// What is left of the session when none of its overlays is: bitmaps that QEMU has to merge, if
+/// any.
+void close_session(backup::Files& files, const std::string& folder, backup::Journal& journal,
+                   backup::Settled& settled) {
   for (const backup::JournalDisk& disk : journal.disks) {
     if (journal.phase == backup::phase::kPrepare && files.exists(disk.overlay_local) &&
         backup::is_half_made(files, disk.overlay_local))
@@ -46,6 +46,19 @@ void drop_finished_journal(backup::Files& files, const std::string& folder,
     }
   }
   files.remove(backup::map_socket(journal));
+  if (journal.tracking == repository::kByBitmap && journal.phase != backup::phase::kPrepare) {
+    if (journal.phase == backup::phase::kOffline)
+      return;
+    journal.phase = backup::phase::kOffline;
+    journal.external = false;  // what its exports showed cannot be told any more
+    journal.manifest.reset();
+    files.write_text(backup::journal_path(folder), to_json_text(journal));
+    settled.done.push_back(
+        fmt::format("ended the session {} of {}; the next backup, or 'nbdelta "
+                    "recover --qmp', puts its bitmaps right",
+                    journal.number, folder));
+    return;
+  }
   files.remove(backup::journal_path(folder));
   settled.done.push_back(fmt::format("closed the session {} of {}", journal.number, folder));
 }
@@ -60,6 +73,8 @@ backup::Settled recover_images(const RecoverOptions& options) {
   std::optional<backup::Journal> journal;
   repository::Repository points(files, folder);
   if (!folder.empty()) {
+    if (!files.exists(folder))
+      backup::refuse(ENOENT, "{}: there is no such repository", folder);
     lock = points.lock();
     journal = backup::read_journal(files, folder);
   }
@@ -69,7 +84,7 @@ backup::Settled recover_images(const RecoverOptions& options) {
   if (!folder.empty())
     points.remove_unfinished();
   if (journal && settled.problems.empty())
-    drop_finished_journal(files, folder, *journal, settled);
+    close_session(files, folder, *journal, settled);
   return settled;
 }
 
@@ -94,56 +109,7 @@ int run_recover_command(const RecoverOptions& options) {
   return interrupted != 0 ? interrupted : status;
 }
 
-struct CheckStartOptions {
-  std::vector<std::string> images;
-  std::string overlay_dir;
-};
-
-int run_check_start_command(const CheckStartOptions& options) {
-  const auto files = backup::real_files();
-  int status = kDone;
-  if (!options.overlay_dir.empty() && !std::filesystem::is_directory(options.overlay_dir))
-    throw target::UsageError(ENOTDIR, "--overlay-dir " + options.overlay_dir + ": is no folder");
-  for (const std::string& image : options.images) {
-    files->check_readable(image);
-    const std::vector<std::string> overlays =
-        backup::overlays_over(*files, image, options.overlay_dir);
-    if (overlays.empty())
-      continue;
-    status = kRefused;
-    say("nbdelta: {}: must not be started: {} lies over it and holds later writes. Run 'nbdelta "
-        "recover --offline {}', or start the guest on {} if it is backed up with --tracking "
-        "overlay\n",
-        image, overlays.back(), image, overlays.back());
-  }
-  return status;
-}
-
 }  // namespace
-
-int print_settled(const backup::Settled& settled, const GuestOptions& options) {
-  if (options.json) {
-    qapi::json::array done;
-    qapi::json::array problems;
-    for (const std::string& each : settled.done)
-      done.push_back(qapi::json::value(each));
-    for (const std::string& each : settled.problems)
-      problems.push_back(qapi::json::value(each));
-    print_stdout(pretty(qapi::json::object{{"result", settled.problems.empty() ? "done" : "open"},
-                                           {"overlay-kept", settled.overlay_kept},
-                                           {"done", std::move(done)},
-                                           {"problems", std::move(problems)}}));
-  }
-  if (!options.quiet) {
-    for (const std::string& each : settled.done)
-      say("{}\n", each);
-    if (settled.done.empty() && settled.problems.empty())
-      say("nothing was left to do\n");
-  }
-  for (const std::string& each : settled.problems)
-    say("nbdelta: {}\n", each);
-  return settled.problems.empty() ? kDone : kFailed;
-}
 
 std::function<int()> add_recover_command(CLI::App& app) {
   const auto options = std::make_shared<RecoverOptions>();
@@ -163,21 +129,6 @@ std::function<int()> add_recover_command(CLI::App& app) {
 
 Exit status: 0 everything is right; 1 something is left, and is said.)");
   return [options] { return run_recover_command(*options); };
-}
-
-std::function<int()> add_check_start_command(CLI::App& app) {
-  const auto options = std::make_shared<CheckStartOptions>();
-  CLI::App* command = app.add_subcommand(
-      "check-start", "For a start-up script: may a guest be started on these images?");
-  command->add_option("IMAGE", options->images, "what the guest would be started on")->required();
-  command
-      ->add_option("--overlay-dir", options->overlay_dir,
-                   "where overlays of block devices are: beside those nothing lasts that says so")
-      ->type_name("FOLDER");
-  command->footer(
-      R"(Exit status: 0 yes; 3 no: an overlay that was not committed lies over an image; 1 an image or its
-folder cannot be read.)");
-  return [options] { return run_check_start_command(*options); };
 }
 
 }  // namespace nbdelta::client

@@ -6,8 +6,7 @@
 
 namespace nbdelta::client {
 
-/// `nbdelta recover` and `nbdelta check-start`.
+/// `nbdelta recover`.
 std::function<int()> add_recover_command(CLI::App& app);
-std::function<int()> add_check_start_command(CLI::App& app);
 
 }  // namespace nbdelta::client

@@ -8,9 +8,9 @@
 
 #include "base/units.hpp"
 #include "client/backup/session.hpp"
-#include "client/exit_status.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
+#include "client/run_session.hpp"
 #include "client/stdout.hpp"
 #include "client/target/open_target.hpp"
 #include "qapi/job_commands.hpp"
@@ -65,7 +65,9 @@ asio::awaitable<json::object> guest_status(qmp::Client& qmp, backup::Environment
   for (const qapi::JobInfo& job : known)
     if (backup::session_of(job.id))
       jobs.push_back(qapi::to_json(job));
-  co_return json::object{{"disks", std::move(disks)}, {"jobs", std::move(jobs)}};
+  const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{});
+  co_return json::object{
+      {"guest", state.status}, {"disks", std::move(disks)}, {"jobs", std::move(jobs)}};
 }
 
 json::value session_status(backup::Files& files, const backup::Options& options) {
@@ -105,6 +107,10 @@ bool runs_on_overlays_of_others(const json::object& status) {
 
 std::string for_people(const json::object& status) {
   std::string text;
+  if (const std::string_view guest = text_of(status.at("guest")); guest != "running")
+    text += fmt::format(
+        "the guest does not run ({}{})\n", guest,
+        guest == "io-error" ? ": an error of its storage; it goes on after 'cont'" : "");
   if (const json::value& latest = status.at("latest"); latest.is_object())
     text += fmt::format("last restore point: {:04}-{}, {}, {}-consistent\n",
                         latest.at("number").to_number<std::uint32_t>(), text_of(latest.at("type")),

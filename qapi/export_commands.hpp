@@ -112,6 +112,22 @@ struct QueryCommands {
   void fields(Visitor& /*visit*/) {}
 };
 
+/// "IOThreadInfo".
+struct IothreadInfo {
+  std::string id;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("id", id);
+  }
+};
+
+struct QueryIothreads {
+  static constexpr std::string_view kName = "query-iothreads";
+  using Result = std::vector<IothreadInfo>;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
 /// "MigrationInfo".
 struct MigrationInfo {
   std::optional<std::string> status;

@@ -384,6 +384,13 @@ void BlockGraph::remove(const std::string& name) {
   collect();
 }
 
+void BlockGraph::unplug(Device& device) {
+  flush(*device.root);
+  device.root = nullptr;
+  device.unplugged = true;
+  collect();
+}
+
 void BlockGraph::collect() {
   bool removed = true;
   while (removed) {

@@ -68,6 +68,7 @@ struct Device {
   std::string name;  // of -drive; empty: its node was given by name
   std::string id;
   bool removable = false;
+  bool unplugged = false;  // no root either
   Node* root = nullptr;
 };
 
@@ -100,6 +101,9 @@ class BlockGraph {
   /// With its backing chain, unless told otherwise.
   Node& open(const NodeOptions& options);
   void add_device(const std::string& drive, const std::string& id, Node& root);
+
+  /// The guest has let it go. Nodes of -drive go with it, unless somebody else has them.
+  void unplug(Device& device);
 
   std::vector<Device>& devices() { return devices_; }
   const std::vector<std::unique_ptr<Node>>& nodes() const { return nodes_; }

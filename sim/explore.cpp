@@ -29,6 +29,22 @@ Explored explore(const Schedule& schedule, bool keep_log) {
   return explored;
 }
 
+std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail detail) {
+  std::optional<World> world;
+  std::optional<RunRecorder> recorder;
+  try {
+    world.emplace(Schedule::of_seed(seed));
+    recorder.emplace([&world] { return world->now(); });
+    world->record(*recorder, detail);
+    world->run();
+  } catch (const Violation& violation) {
+    if (recorder && recorder->in_session())
+      recorder->end_session(violation.what());
+  }
+  world.reset();
+  return recorder ? std::move(recorder->run().sessions) : std::vector<RunSession>();
+}
+
 namespace {
 
 bool fails(const Schedule& schedule) {

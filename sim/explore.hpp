@@ -7,6 +7,7 @@
 #include <string>
 #include <vector>
 
+#include "sim/run_recorder.hpp"
 #include "sim/schedule.hpp"
 
 namespace nbdelta::sim {
@@ -21,6 +22,9 @@ struct Explored {
 
 /// Runs a schedule from its beginning; the same one always goes the same way.
 Explored explore(const Schedule& schedule, bool keep_log = false);
+
+/// The sessions of a seed, up to a violation.
+std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail detail);
 
 /// Leaves away what a violation does not need.
 Schedule shrink(Schedule schedule);

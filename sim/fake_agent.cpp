@@ -43,14 +43,25 @@ asio::awaitable<void> FakeAgent::work() {
   while (!messages_.empty()) {
     QmpValue message = std::move(messages_.front());
     messages_.pop_front();
+    tell_of(message);
+    const Clock::Time begun = clock_->now();
     co_await clock_->wait(command_time);
     if (!silent)
-      co_await answer(std::move(message));
+      co_await answer(std::move(message), begun);
   }
   working_ = false;
 }
 
-asio::awaitable<void> FakeAgent::answer(QmpValue message) {
+void FakeAgent::tell_of(const QmpValue& message) const {
+  if (!message.error.empty())
+    return;
+  try {
+    arrived(qapi::command_of(message.value));
+  } catch (const qapi::CommandError&) {  // what is no command is refused later
+  }
+}
+
+asio::awaitable<void> FakeAgent::answer(QmpValue message, Clock::Time begun) {
   qapi::ErrorReply error{"GenericError", message.error, std::nullopt};
   if (message.error.empty()) {
     if (const json::object* object = message.value.if_object())
@@ -58,7 +69,9 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message) {
         error.id = *id;
     try {
       qapi::Command command = qapi::command_of(std::move(message.value));
+      const std::string name = command.name;
       co_await carry_out(std::move(command));
+      carried_out(name, begun);
       co_return;
     } catch (const qapi::CommandError& refused) {
       error.description = refused.description();
@@ -67,6 +80,7 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message) {
       error.description = refused.what();
     }
   }
+  answered(error.description);
   send(qapi::to_line(error));
 }
 
@@ -76,6 +90,7 @@ void FakeAgent::send(const std::string& line) {
 }
 
 void FakeAgent::reply(const qapi::Command& command, json::value value) {
+  answered("");
   const std::string line = qapi::to_line(qapi::Return{.value = std::move(value), .id = command.id});
   send(command.name == commands::GuestSyncDelimited::kName ? qapi::kDelimiter + line : line);
 }

@@ -52,10 +52,18 @@ class FakeAgent {
   /// It takes commands, and does nothing with them.
   bool silent = false;
   std::function<void(bool frozen)> changed = [](bool) {};
+  /// A command has come; later, what it was answered: an error's text, or "". Never, where nobody
+  /// is told.
+  std::function<void(const qapi::Command&)> arrived = [](const qapi::Command&) {};
+  std::function<void(const std::string& error)> answered = [](const std::string&) {};
+  /// A command has been carried out; `begun`: when it was taken up.
+  std::function<void(const std::string& name, Clock::Time begun)> carried_out =
+      [](const std::string&, Clock::Time) {};
 
  private:
   asio::awaitable<void> work();
-  asio::awaitable<void> answer(QmpValue message);
+  void tell_of(const QmpValue& message) const;
+  asio::awaitable<void> answer(QmpValue message, Clock::Time begun);
   /// Sends the answer, if there is one.
   asio::awaitable<void> carry_out(qapi::Command command);
   asio::awaitable<void> freeze_now(const qapi::Command& command);

@@ -23,6 +23,20 @@ struct QmpCapabilities {
   }
 };
 
+/// Of a transaction that nobody has looked at yet.
+std::int64_t snapshots_in(const qapi::Command& transaction) {
+  const json::value* actions = transaction.arguments.if_contains("actions");
+  if (actions == nullptr || !actions->is_array())
+    return 0;
+  return std::count_if(
+      actions->get_array().begin(), actions->get_array().end(), [](const json::value& action) {
+        const json::object* object = action.if_object();
+        const json::value* type = object == nullptr ? nullptr : object->if_contains("type");
+        return type != nullptr && type->is_string() &&
+               std::string_view(type->get_string()) == qapi::BlockdevSnapshot::kName;
+      });
+}
+
 }  // namespace
 
 FakeQemu::FakeQemu(asio::any_io_executor executor, Clock& clock, ImageHost& host,
@@ -76,6 +90,7 @@ asio::awaitable<void> FakeQemu::converse(Monitor& monitor) {
 
 /// For so long, or until the client has given up.
 asio::awaitable<void> FakeQemu::stall(Monitor& monitor, Clock::Duration duration) {
+  stalled_until_ = clock_->now() + duration;
   try {
     co_await client::either(clock_->wait(duration), listen(monitor));
   } catch (const ChannelLost&) {
@@ -91,8 +106,10 @@ asio::awaitable<void> FakeQemu::listen(Monitor& monitor) {
     monitor.input.feed(co_await monitor.client->channel().receive());
 }
 
-Clock::Duration FakeQemu::time_of(const std::string& command) const {
-  return command == qapi::Transaction::kName ? timing_.transaction : timing_.command;
+Clock::Duration FakeQemu::time_of(const qapi::Command& command) const {
+  if (command.name != qapi::Transaction::kName)
+    return timing_.command;
+  return timing_.transaction + snapshots_in(command) * timing_.snapshot;
 }
 
 asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message) {
@@ -104,7 +121,9 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
       error.id = *id;
   try {
     qapi::Command command = qapi::command_of(std::move(message.value));
+    hooks_.arrived(command);
     json::value value = co_await carry_out(monitor, std::move(command));
+    hooks_.answered("");
     co_return qapi::to_line(qapi::Return{.value = std::move(value), .id = error.id});
   } catch (const qapi::CommandError& refused) {
     error.description = refused.description();
@@ -112,11 +131,12 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
     error.error_class = refused.error_class();
     error.description = refused.what();
   }
+  hooks_.answered(error.description);
   co_return qapi::to_line(error);
 }
 
 asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command command) {
-  co_await clock_->wait(time_of(command.name));
+  co_await clock_->wait(time_of(command));
   if (dead_)
     throw ChannelLost(ECONNRESET, "QEMU is gone");
   const bool negotiates = command.name == "qmp_capabilities";
@@ -144,6 +164,7 @@ asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command
 }
 
 void FakeQemu::emit(const std::string& name, json::object data) {
+  hooks_.event(name, data);
   const std::int64_t now =
       std::chrono::duration_cast<std::chrono::microseconds>(clock_->now().time_since_epoch())
           .count();
@@ -162,6 +183,11 @@ void FakeQemu::emit(const std::string& name, json::object data) {
 bool FakeQemu::drained(const Device& device) const {
   return std::any_of(jobs_.begin(), jobs_.end(),
                      [&](const Job& job) { return job.drains && job.active == device.root; });
+}
+
+void FakeQemu::unplug(Device& device) {
+  graph_.unplug(device);
+  emit("DEVICE_DELETED", {{"device", device.id}, {"path", "/machine/peripheral/" + device.id}});
 }
 
 void FakeQemu::write(Device& device, GuestWrite write, WriteDone done) {

@@ -34,6 +34,7 @@ using client::Clock;
 struct Timing {
   Clock::Duration command = std::chrono::microseconds(100);
   Clock::Duration transaction = std::chrono::microseconds(400);
+  Clock::Duration snapshot{};  // each of a transaction's, on top
   Clock::Duration job_granule = std::chrono::microseconds(500);
 };
 
@@ -54,6 +55,10 @@ struct QemuHooks {
   /// Before a command is carried out; a returned text is its refusal.
   std::function<std::optional<std::string>(const qapi::Command&)> before_command =
       [](const qapi::Command&) { return std::nullopt; };
+  /// A command has come; later, what it was answered: an error's text, or "". Never, where the
+  /// connection or QEMU ends first.
+  std::function<void(const qapi::Command&)> arrived = [](const qapi::Command&) {};
+  std::function<void(const std::string& error)> answered = [](const std::string&) {};
   /// When a command was carried out.
   std::function<AnswerFate(const qapi::Command&)> after_command = [](const qapi::Command&) {
     return AnswerFate();
@@ -66,6 +71,9 @@ struct QemuHooks {
   /// Before a write of the guest's is carried out, which may be later than it was sent.
   std::function<void(const Device&, const GuestWrite&)> before_write = [](const Device&,
                                                                           const GuestWrite&) {};
+  /// An event is sent to whoever is connected.
+  std::function<void(const std::string& name, const qapi::json::object& data)> event =
+      [](const std::string&, const qapi::json::object&) {};
   /// A transaction with a snapshot was carried out: the guest's disks are what they are now.
   std::function<void()> switched = [] {};
 };
@@ -124,6 +132,7 @@ class FakeQemu {
   const std::map<std::string, Export>& exports() const { return exports_; }
   CommandTable& commands() { return commands_; }
   Timing& timing() { return timing_; }
+  const Timing& timing() const { return timing_; }
   QemuHooks& hooks() { return hooks_; }
   Version& version() { return version_; }
 
@@ -137,6 +146,9 @@ class FakeQemu {
   /// Whether writes are held back: a commit of what the guest writes to is pending.
   bool drained(const Device& device) const;
 
+  /// The guest has let a device go that is not drained: it writes there no more.
+  void unplug(Device& device);
+
   bool flushes_writes = true;
   /// When the last answer that was late came, or was given up: a real one's guest would not have
   /// been served either meanwhile.
@@ -148,6 +160,8 @@ class FakeQemu {
   const std::optional<std::string>& nbd_server() const { return nbd_server_; }
   const Export* find_export(const std::string& name) const;
 
+  /// What the command takes, whatever is wrong with it.
+  Clock::Duration time_of(const qapi::Command& command) const;
   void emit(const std::string& name, qapi::json::object data);
   /// SIGKILL. What is still on its way is not delivered.
   void die();
@@ -170,7 +184,6 @@ class FakeQemu {
   static asio::awaitable<void> listen(Monitor& monitor);
   asio::awaitable<std::string> answer(Monitor& monitor, QmpValue message);
   asio::awaitable<qapi::json::value> carry_out(Monitor& monitor, qapi::Command command);
-  Clock::Duration time_of(const std::string& command) const;
 
   std::vector<qapi::DeviceInfo> query_block();
   qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);

@@ -1,5 +1,7 @@
 #include "sim/forecast.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -14,27 +16,6 @@ namespace {
 
 double milliseconds(Clock::Duration time) {
   return std::chrono::duration<double, std::milli>(time).count();
-}
-
-std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
-                                      std::uint64_t incrementals) {
-  Rehearsal rehearsal(scenario, scenario.seed + run);
-  std::vector<RehearsedBackup> backups;
-  // What is dirty has come to what it usually is; and no two runs are at the same point of it.
-  const PageCacheSetup& cache = scenario.guest.cache;
-  const double phase = rehearsal.random().fraction();
-  rehearsal.let_pass(cache.expire + cache.interval +
-                     std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
-  for (std::uint64_t i = 0; i <= incrementals; ++i) {
-    if (i != 0) {
-      const double share = 0.9 + 0.2 * rehearsal.random().fraction();
-      rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
-    }
-    backups.push_back(rehearsal.backup());
-    if (backups.back().overlay_kept)
-      break;  // so would be the next one's, after as long a time
-  }
-  return backups;
 }
 
 /// Values of all backups, or of those of one kind.
@@ -105,6 +86,35 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 
 }  // namespace
 
+std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
+                                      std::uint64_t incrementals,
+                                      std::chrono::milliseconds commit_deadline,
+                                      std::vector<RunSession>* recorded) {
+  Rehearsal rehearsal(scenario, scenario.seed + run);
+  rehearsal.commit_deadline = commit_deadline;
+  RunRecorder recorder([&rehearsal] { return rehearsal.now(); });
+  if (recorded != nullptr)
+    rehearsal.record(recorder, run == 0 ? RunRecorder::Detail::all : RunRecorder::Detail::window);
+  std::vector<RehearsedBackup> backups;
+  // What is dirty has come to what it usually is; and no two runs are at the same point of it.
+  const PageCacheSetup& cache = scenario.guest.cache;
+  const double phase = rehearsal.random().fraction();
+  rehearsal.let_pass(cache.expire + cache.interval +
+                     std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
+  for (std::uint64_t i = 0; i <= incrementals; ++i) {
+    if (i != 0) {
+      const double share = 0.9 + 0.2 * rehearsal.random().fraction();
+      rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
+    }
+    backups.push_back(rehearsal.backup());
+    if (backups.back().overlay_kept)
+      break;  // so would be the next one's, after as long a time
+  }
+  if (recorded != nullptr)
+    *recorded = std::move(recorder.run().sessions);
+  return backups;
+}
+
 Spread spread_of(std::vector<double> values) {
   if (values.empty())
     return {};
@@ -118,13 +128,16 @@ Spread spread_of(std::vector<double> values) {
 
 Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   std::vector<std::vector<RehearsedBackup>> runs(options.runs);
+  std::vector<std::vector<RunSession>> recorded(options.runs);
   std::atomic<std::uint64_t> next = 0;
   std::mutex mutex;
   std::exception_ptr failure;  // the first; under `mutex`
   const auto work = [&] {
     for (std::uint64_t run = next++; run < options.runs; run = next++) {
       try {
-        runs[run] = rehearse(scenario, run, options.incrementals);
+        runs[run] =
+            rehearse(scenario, run, options.incrementals, client::backup::Options().commit_deadline,
+                     options.record != nullptr ? &recorded[run] : nullptr);
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!failure)
@@ -141,6 +154,15 @@ Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   }
   if (failure)
     std::rethrow_exception(failure);
+  if (options.record != nullptr) {
+    options.record->name = scenario.name;
+    options.record->seed = scenario.seed;
+    for (std::size_t run = 0; run < recorded.size(); ++run)
+      for (RunSession& session : recorded[run]) {
+        session.name = fmt::format("guest {}, {}", run + 1, session.name);
+        options.record->sessions.push_back(std::move(session));
+      }
+  }
   return summarize(runs);
 }
 

@@ -14,6 +14,7 @@ struct ForecastOptions {
   std::uint64_t runs = 20;         // each with a guest and a seed of its own
   std::uint64_t incrementals = 5;  // backups of a run after its full one
   unsigned threads = 1;
+  Run* record = nullptr;  // becomes what happened: all of the first run, the others' windows
 };
 
 /// One quantity over all runs.
@@ -24,6 +25,13 @@ struct Spread {
   double percentile_99 = 0;
   double largest = 0;
 };
+
+/// A full backup and `incrementals` after it, of a guest of its own; a commit that does not end is
+/// the last one. Throws what a backup throws.
+std::vector<RehearsedBackup> rehearse(
+    const Scenario& scenario, std::uint64_t run, std::uint64_t incrementals,
+    std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline,
+    std::vector<RunSession>* recorded = nullptr);
 
 /// Percentiles are by nearest rank.
 Spread spread_of(std::vector<double> values);

@@ -33,6 +33,7 @@ struct Options {
   std::uint64_t runs = 20;
   std::uint64_t seed = 0;
   unsigned jobs = std::max(1U, std::thread::hardware_concurrency());
+  std::string record;  // a file; empty: none
   bool as_json = false;
 };
 
@@ -134,8 +135,14 @@ void print_table(const Forecast& forecast, const Scenario& scenario) {
 
 int run_forecast(const Options& options) {
   const Scenario scenario = scenario_of(options);
+  Run record;
   const Forecast result =
-      forecast(scenario, {.runs = options.runs, .incrementals = 5, .threads = options.jobs});
+      forecast(scenario, {.runs = options.runs,
+                          .incrementals = 5,
+                          .threads = options.jobs,
+                          .record = options.record.empty() ? nullptr : &record});
+  if (!options.record.empty())
+    write_run(options.record, record);
   (options.as_json ? print_json : print_table)(result, scenario);
   return 0;
 }
@@ -164,6 +171,8 @@ std::function<int()> add_forecast_command(CLI::App& app) {
       ->check(CLI::Range(1, 100'000));
   command->add_option("--seed", options->seed, "Of the first; the others follow");
   command->add_option("--jobs", options->jobs, "Threads")->check(CLI::Range(1, 1024));
+  command->add_option("--record", options->record, "Writes down what happened, for the report")
+      ->type_name("FILE");
   command->add_flag("--json", options->as_json, "For scripts");
   command->footer("Example: nbdelta-sim forecast --write-rate '5 MiB/s' --storage '200 MiB/s'");
   return [options] { return run_forecast(*options); };

@@ -27,6 +27,13 @@ struct Plugin {
   bool outlives = false;  // its session
 };
 
+/// What nbdelta's own processes take their time for.
+struct Costs {
+  Clock::Duration message{};      // from one process to another
+  Clock::Duration file_change{};  // with its fsync
+  Clock::Duration start{};        // of a process
+};
+
 /// The machine that sessions run on, in virtual time: what their environment has of it.
 class Host {
  public:
@@ -41,6 +48,7 @@ class Host {
   virtual std::list<Plugin>& plugins() = 0;
   virtual Process& start_guardian_process() = 0;
 
+  virtual Costs costs() const { return {}; }
   /// What a pull needs for one granule.
   virtual Clock::Duration pull_time(bool changed) = 0;
   /// Bytes, of each folder.

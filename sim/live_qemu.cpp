@@ -60,11 +60,11 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
   qemu_.flushes_writes = false;
   if (scenario.qemu.version == "10.0")
     qemu_.version() = {10, 0, 13};
-  qemu_.timing() = {
-      .command = scenario.qemu.command,
-      .transaction = scenario.qemu.snapshot * static_cast<std::int64_t>(disks_.size()),
-      .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
-                                              scenario.guest.storage.throughput)};
+  qemu_.timing() = {.command = scenario.qemu.command,
+                    .transaction = scenario.qemu.command,
+                    .snapshot = scenario.qemu.snapshot,
+                    .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
+                                                            scenario.guest.storage.throughput)};
   agent_.file_systems = static_cast<std::int64_t>(disks_.size());
   agent_.command_time = scenario.agent.latency;
   agent_.thaw_time = scenario.agent.thaw * agent_.file_systems;
@@ -187,7 +187,7 @@ void LiveQemu::start() {
   qmp_server_ = std::make_unique<UnixServer>(executor, folder_.qmp(), kBacklog);
   agent_server_ = std::make_unique<UnixServer>(executor, folder_.agent(), kBacklog);
   const auto serve_qemu = [this](std::unique_ptr<client::qmp::Channel> channel) {
-    return qemu_.serve(std::move(channel));
+    return serve_client(std::move(channel));
   };
   const auto serve_agent = [this](std::unique_ptr<client::qmp::Channel> channel) {
     return agent_.serve(std::move(channel));
@@ -196,6 +196,12 @@ void LiveQemu::start() {
                  asio::detached);
   asio::co_spawn(*loop_, serve_one_by_one(*agent_server_, "an agent's client", serve_agent),
                  asio::detached);
+}
+
+asio::awaitable<void> LiveQemu::serve_client(std::unique_ptr<client::qmp::Channel> channel) {
+  client_came();
+  co_await qemu_.serve(std::move(channel));
+  client_left();
 }
 
 std::optional<std::string> LiveQemu::before_command(const qapi::Command& command) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -59,7 +60,12 @@ class LiveQemu final : public Disks {
   FakeQemu& qemu() { return qemu_; }
   FakeAgent& agent() { return agent_; }
 
+  /// Of QMP: one comes when the one before has left.
+  std::function<void()> client_came = [] {};
+  std::function<void()> client_left = [] {};
+
  private:
+  asio::awaitable<void> serve_client(std::unique_ptr<client::qmp::Channel> channel);
   std::vector<RecordedDisk> recorded_disks() const;
   void create_image(const ScenarioDisk& disk) const;
   void open_disk(const ScenarioDisk& disk);

@@ -43,8 +43,20 @@ void Process::spawn(asio::awaitable<void> coroutine) {
   });
 }
 
+void Process::spend(Clock::Duration duration) {
+  if (duration.count() == 0)
+    return;
+  busy_until_ = clock_.now() + duration;
+  // Somebody must wait for that time, or it does not come.
+  auto alarm = std::make_shared<Parked>();
+  alarm->executor_ = executor();
+  alarm->handler_ = std::make_unique<Parked::Handler>([](boost::system::error_code) {});
+  parked_.push_back(alarm);
+  time_->wake_at(busy_until_, std::move(alarm));
+}
+
 bool Process::run() {
-  if (!alive_)
+  if (!alive_ || stopped_ || busy_until_ > time_->now())
     return false;
   loop_->restart();
   return loop_->poll() != 0;

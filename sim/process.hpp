@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <functional>
 #include <map>
 #include <memory>
@@ -58,9 +59,12 @@ class Process {
   void spawn(asio::awaitable<void> coroutine);
   /// Whether every coroutine has come to its end.
   bool ended() const { return alive_ && running_ == 0; }
+  /// It does something that blocks it for so long. The others go on; for it, the time has passed on
+  /// return, and what it does then they see when their time has come as far.
+  void spend(Clock::Duration duration);
   const std::exception_ptr& failure() const { return failure_; }
 
-  /// Runs what can run now; returns whether there was anything.
+  /// Runs what can run now, unless it is stopped; returns whether there was anything.
   bool run();
 
   bool alive() const { return alive_; }
@@ -69,6 +73,9 @@ class Process {
   /// From here on it has no effect on anything; it goes on to its next wait at most.
   void doom() { doomed_ = true; }
   bool doomed() const { return doomed_ || !alive_; }
+  /// SIGSTOP, from its next wait on, and SIGCONT.
+  void stop() { stopped_ = true; }
+  void go_on() { stopped_ = false; }
 
   /// Until `parked` is resumed, or this is cancelled: returns with what.
   asio::awaitable<boost::system::error_code> park(std::shared_ptr<Parked> parked);
@@ -77,7 +84,7 @@ class Process {
   class ProcessClock final : public Clock {
    public:
     explicit ProcessClock(Process& process) : process_(&process) {}
-    Time now() const override { return process_->time_->now(); }
+    Time now() const override { return std::max(process_->time_->now(), process_->busy_until_); }
     asio::awaitable<void> pass_until(Time time) override;
 
    private:
@@ -90,9 +97,11 @@ class Process {
   std::unique_ptr<asio::io_context> loop_;
   std::vector<std::shared_ptr<Parked>> parked_;
   std::exception_ptr failure_;
+  Clock::Time busy_until_{};
   unsigned running_ = 0;
   bool alive_ = true;
   bool doomed_ = false;
+  bool stopped_ = false;
 };
 
 }  // namespace nbdelta::sim

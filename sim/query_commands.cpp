@@ -26,6 +26,7 @@ void FakeQemu::add_query_commands() {
       info.status = migration_;
     return info;
   });
+  commands_.add<QueryIothreads>([](const QueryIothreads&) { return std::vector<IothreadInfo>(); });
   commands_.add<QueryCommands>([this](const QueryCommands&) {
     std::vector<CommandInfo> infos;
     for (std::string& name : commands_.names())
@@ -38,6 +39,8 @@ void FakeQemu::add_query_commands() {
 std::vector<DeviceInfo> FakeQemu::query_block() {
   std::vector<DeviceInfo> infos;
   for (const Device& device : graph_.devices()) {
+    if (device.unplugged)
+      continue;
     DeviceInfo info;
     info.device = device.name;
     info.qdev = "/machine/peripheral/" + device.id + "/virtio-backend";

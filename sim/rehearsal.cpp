@@ -1,5 +1,7 @@
 #include "sim/rehearsal.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -9,6 +11,13 @@ namespace nbdelta::sim {
 
 using namespace std::chrono_literals;
 namespace backup = client::backup;
+
+namespace {
+
+constexpr Clock::Duration kHang = 1h;
+constexpr Clock::Duration kAftermath = 15s;
+
+}  // namespace
 
 Rehearsal::Rehearsal(const Scenario& scenario, std::uint64_t seed)
     : scenario_(scenario),
@@ -77,13 +86,49 @@ void Rehearsal::connect() {
   };
   agent_.quiesce = [this] { return guest_->freeze(); };
   agent_.changed = [this](bool frozen) {
+    watch_.frozen(frozen, time_.now());
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
     if (!frozen)
       guest_->thaw();
+  };
+  agent_.carried_out = [this](const std::string& name, Clock::Time begun) {
+    watch_.agent_answered(name, begun, time_.now());
+  };
+  qemu_.hooks().before_command =
+      [this](const qapi::Command& command) -> std::optional<std::string> {
+    const bool switches = command.name == qapi::Transaction::kName;
+    watch_.qemu_answered(command.name, time_.now() - qemu_.time_of(command), time_.now());
+    if (switches && mishap_ == Mishap::killed && nbdelta_)
+      nbdelta_->doom();
+    return std::nullopt;
+  };
+  qemu_.hooks().after_command = [this](const qapi::Command& command) {
+    AnswerFate fate;
+    if (command.name == qapi::Transaction::kName && mishap_ == Mishap::switch_hangs)
+      fate.delay = kHang;
+    return fate;
   };
   qemu_.hooks().step = [this](std::string_view what) {
     if (what == "job copied")
       qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
   };
+}
+
+void Rehearsal::record(RunRecorder& recorder, RunRecorder::Detail detail) {
+  recorder_ = &recorder;
+  detail_ = detail;
+  qemu_.hooks().arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToQemu, command);
+  };
+  qemu_.hooks().answered = [&recorder](const std::string& error) {
+    recorder.answered(kToQemu, error);
+  };
+  agent_.arrived = [&recorder](const qapi::Command& command) {
+    recorder.arrived(kToAgent, command);
+  };
+  agent_.answered = [&recorder](const std::string& error) { recorder.answered(kToAgent, error); };
+  guest_->completed = [&recorder](const Completed& request) { recorder.completed(request); };
 }
 
 void Rehearsal::draw_times() {
@@ -93,7 +138,8 @@ void Rehearsal::draw_times() {
   const QemuSetup& qemu = scenario_.qemu;
   const auto disks = static_cast<std::int64_t>(scenario_.disks.size());
   qemu_.timing().command = vary(qemu.command, qemu.jitter);
-  qemu_.timing().transaction = qemu_.timing().command + vary(qemu.snapshot * disks, qemu.jitter);
+  qemu_.timing().transaction = qemu_.timing().command;
+  qemu_.timing().snapshot = vary(qemu.snapshot, qemu.jitter);
   qemu_.timing().job_granule = storage_time(2 * MemoryImage::kGranule);
   agent_.command_time = vary(scenario_.agent.latency, scenario_.agent.jitter);
   agent_.thaw_time = vary(scenario_.agent.thaw * disks, scenario_.agent.jitter);
@@ -104,7 +150,10 @@ Clock::Duration Rehearsal::storage_time(std::uint64_t bytes) {
 }
 
 Clock::Duration Rehearsal::pull_time(bool changed) {
-  return changed ? storage_time(MemoryImage::kGranule) : Clock::Duration{};
+  if (!changed)
+    return {};
+  pulling_ += MemoryImage::kGranule;
+  return storage_time(MemoryImage::kGranule);
 }
 
 Process& Rehearsal::start_guardian_process() {
@@ -112,8 +161,19 @@ Process& Rehearsal::start_guardian_process() {
   return *guardians_.back();
 }
 
-void Rehearsal::step(const std::string& /*what*/, Process* /*self*/) {
-  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay_bytes());
+Costs Rehearsal::costs() const {
+  return {.message = kMessage, .file_change = scenario_.guest.storage.flush, .start = kStart};
+}
+
+void Rehearsal::step(const std::string& what, Process* /*self*/) {
+  watch_.did(what);
+  const std::uint64_t overlay = overlay_bytes();
+  most_overlay_bytes_ = std::max(most_overlay_bytes_, overlay);
+  if (recorder_ == nullptr)
+    return;
+  recorder_->overlay(overlay);
+  if (pulling_ != 0)
+    recorder_->pulled(std::exchange(pulling_, 0));
 }
 
 std::uint64_t Rehearsal::overlay_bytes() const {
@@ -130,6 +190,8 @@ bool Rehearsal::run_once() {
     ran |= guardian->run();
   std::erase_if(guardians_, [](const auto& guardian) { return guardian->ended(); });
   ran |= qemu_process_.run();
+  if (nbdelta_ && nbdelta_->doomed())
+    nbdelta_->kill();
   store_.now =
       1'700'000'000 +
       std::chrono::duration_cast<std::chrono::seconds>(time_.now().time_since_epoch()).count();
@@ -149,40 +211,79 @@ void Rehearsal::let_pass(Clock::Duration duration) {
       time_.advance();
 }
 
-RehearsedBackup Rehearsal::backup() {
+/// Returns what went wrong.
+std::exception_ptr Rehearsal::run_session(backup::Report& report) {
   backup::Options options;
   options.qmp = "/run/vm.qmp";
   options.agent = "/run/vm.agent";
   options.vm = "vm";
   options.folder = "/repo/vm";
   options.quiesce = backup::Quiesce::require;
+  options.commit_deadline = commit_deadline;
   draw_times();
-  guest_->reset_longest_stall();
-  most_overlay_bytes_ = 0;
-  const Clock::Time start = time_.now();
+  watch_ = {};
   nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
   const auto environment = session_environment(*this, *nbdelta_);
   const backup::Reporter reporter;
-  backup::Report report;
   nbdelta_->spawn([](backup::Environment& world, const backup::Options& wanted,
                      const backup::Reporter& told,
                      backup::Report& result) -> asio::awaitable<void> {
     backup::Session session(world, wanted, told);
     result = co_await session.backup();
   }(*environment, options, reporter, report));
-  while (!nbdelta_->ended())
+  while (nbdelta_->alive() && !nbdelta_->ended())
     if (!run_once() && !nbdelta_->ended() && !time_.advance())
       fail(EDEADLK, "the rehearsal stands still");
   const std::exception_ptr failure = nbdelta_->failure();
   nbdelta_->kill();
   nbdelta_.reset();
-  if (failure)
+  return failure;
+}
+
+RehearsedBackup Rehearsal::backup() {
+  guest_->reset_longest_stall();
+  most_overlay_bytes_ = 0;
+  const Clock::Time start = time_.now();
+  if (recorder_ != nullptr)
+    recorder_->begin_session(fmt::format("backup {}", recorder_->run().sessions.size() + 1),
+                             detail_);
+  backup::Report report;
+  if (const std::exception_ptr failure = run_session(report))
     std::rethrow_exception(failure);
+  if (!watch_.window())
+    fail(EIO, "{}: the guest was not frozen and thawed", scenario_.name);
+  if (recorder_ != nullptr)
+    recorder_->end_session(report.overlay_kept ? "the overlay is kept: the commit did not end"
+                                               : std::string(kDone));
   return {.window = report.manifest.window,
+          .observed = *watch_.window(),
+          .longest_freeze = watch_.longest_freeze(time_.now()),
           .overlay_bytes = most_overlay_bytes_,
           .session = time_.now() - start,
           .longest_stall = guest_->longest_stall(),
           .overlay_kept = report.overlay_kept};
+}
+
+Clock::Duration Rehearsal::backup_with(Mishap mishap) {
+  mishap_ = mishap;
+  backup::Report report;
+  run_session(report);  // it fails, and says so
+  mishap_ = Mishap::none;
+  let_pass(kAftermath);
+  if (agent_.frozen())
+    fail(EIO, "{}: the guest is still frozen", scenario_.name);
+  return watch_.longest_freeze(time_.now());
+}
+
+Clock::Duration Rehearsal::longest_allowed(Mishap mishap) const {
+  // A thaw goes out with a synchronisation and its delimiter, which the agent takes for a command.
+  const Clock::Duration thaw = 3 * agent_.command_time + agent_.thaw_time + 4 * kMessage;
+  const Clock::Duration switched =
+      qemu_.timing().transaction +
+      qemu_.timing().snapshot * static_cast<std::int64_t>(scenario_.disks.size());
+  const Clock::Duration messages = 4 * kMessage;
+  return thaw + messages +
+         (mishap == Mishap::switch_hangs ? backup::Options().freeze_deadline : switched);
 }
 
 }  // namespace nbdelta::sim

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,7 @@
 #include "client/say.hpp"
 #include "sim/check.hpp"
 #include "sim/live_qemu.hpp"
+#include "sim/live_recorder.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -25,6 +27,7 @@ using client::say;
 struct RunOptions {
   std::string scenario;
   std::string folder;
+  std::string record;  // a file for the report; empty: none
 };
 
 /// The scenario's guest in a live QEMU.
@@ -56,6 +59,10 @@ class LiveGuest {
     };
   }
 
+  void record(const std::string& file, const Scenario& scenario) {
+    recorder_.emplace(*loop_, *clock_, qemu_, guest_, file, scenario);
+  }
+
   void start() {
     qemu_.start();
     guest_.start();
@@ -65,6 +72,8 @@ class LiveGuest {
   void end(const std::function<void()>& ended) {
     qemu_.qemu().emit("SHUTDOWN", {{"guest", false}, {"reason", "host-signal"}});
     asio::post(*loop_, [this, ended] {
+      if (recorder_)
+        recorder_->end();
       guest_.stop();
       qemu_.end();
       ended();
@@ -83,6 +92,7 @@ class LiveGuest {
   Clock* clock_;
   LiveQemu qemu_;
   Guest guest_;
+  std::optional<LiveRecorder> recorder_;
 };
 
 int run(const RunOptions& options) {
@@ -92,6 +102,8 @@ int run(const RunOptions& options) {
   asio::io_context loop;
   client::RealClock clock;
   LiveGuest guest(loop, clock, folder, scenario);
+  if (!options.record.empty())
+    guest.record(options.record, scenario);
   guest.start();
   asio::signal_set signals(loop, SIGINT, SIGTERM);
   signals.async_wait([&](const boost::system::error_code& error, int /*number*/) {
@@ -158,6 +170,10 @@ std::function<int()> add_run_command(CLI::App& app) {
   command->add_option("--dir", options->folder, "where its files are; made where it is not there")
       ->type_name("FOLDER")
       ->required();
+  command
+      ->add_option("--record", options->record,
+                   "what happens in backups is written there, for the report")
+      ->type_name("FILE");
   command->footer(kRunFooter);
   return [options] { return run(*options); };
 }

@@ -32,12 +32,17 @@ std::string_view name_of(FaultKind kind) {
                                                 "failed freeze",
                                                 "late freeze",
                                                 "silent agent",
-                                                "guest shuts down"};
+                                                "guest shuts down",
+                                                "disk unplugged",
+                                                "migration",
+                                                "stop nbdelta"};
   static_assert(std::size(kNames) == kFaultKinds);
   return kNames[static_cast<std::uint8_t>(kind)];
 }
 
 namespace {
+
+constexpr std::uint8_t kDrawnFirst = static_cast<std::uint8_t>(FaultKind::guest_ends) + 1;
 
 /// From a sequence of its own, so that the faults of a seed do not depend on it.
 void draw_load(Schedule& schedule) {
@@ -49,8 +54,29 @@ void draw_load(Schedule& schedule) {
   schedule.odd = random.chance(25);
   static constexpr std::uint32_t kExpire[] = {1, 20, 500, 30'000};
   schedule.expire_ms = random.pick(kExpire);
+  static constexpr std::uint32_t kFree[] = {100, 100, 12, 4};
+  schedule.free_granules = random.pick(kFree);
   static constexpr std::uint32_t kAtSteps[] = {0, 0, 5, 50};
   schedule.writes_at_steps = random.pick(kAtSteps);
+}
+
+/// Likewise, of the kinds that came later.
+void draw_later_faults(Schedule& schedule) {
+  Random random(schedule.seed ^ 0xfa17);
+  for (SessionSetup& session : schedule.sessions)
+    for (const FaultKind kind : {FaultKind::unplug, FaultKind::migration})
+      if (random.chance(4))
+        session.faults.push_back(
+            {.kind = kind, .step = static_cast<std::uint32_t>(random.below(160))});
+}
+
+/// Likewise.
+void draw_stops(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x5709);
+  for (SessionSetup& session : schedule.sessions)
+    if (random.chance(30))
+      session.faults.push_back(
+          {.kind = FaultKind::stop_nbdelta, .step = static_cast<std::uint32_t>(random.below(160))});
 }
 
 }  // namespace
@@ -86,20 +112,22 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
     session.writes_before = static_cast<std::uint32_t>(random.below(12));
     const std::uint64_t faults = random.chance(25) ? 0 : 1 + random.below(2);
     for (std::uint64_t k = 0; k < faults; ++k)
-      session.faults.push_back({.kind = static_cast<FaultKind>(random.below(kFaultKinds)),
+      session.faults.push_back({.kind = static_cast<FaultKind>(random.below(kDrawnFirst)),
                                 .step = static_cast<std::uint32_t>(random.below(160))});
     schedule.sessions.push_back(std::move(session));
   }
   draw_load(schedule);
+  draw_later_faults(schedule);
+  draw_stops(schedule);
   return schedule;
 }
 
 std::string Schedule::text() const {
   std::string text = fmt::format(
-      "seed {}: tracking {}, quiesce {}, QEMU {}, commit deadline {} ms\n"
+      "seed {}: tracking {}, quiesce {}, QEMU {}, commit deadline {} ms, {} granules free\n"
       "  guest: {}{}{}, a write each {} us, written back after {} ms, and at {} % of the steps\n",
       seed, by_overlay ? "overlay" : "bitmap", quiesce, old_qemu ? "7.2" : "10.0",
-      commit_deadline_ms, pattern_names()[static_cast<std::size_t>(pattern)],
+      commit_deadline_ms, free_granules, pattern_names()[static_cast<std::size_t>(pattern)],
       direct ? ", direct" : "", odd ? ", parts of granules" : "", write_pause_us, expire_ms,
       writes_at_steps);
   for (const DiskSetup& disk : disks)

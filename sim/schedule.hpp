@@ -33,9 +33,12 @@ enum class FaultKind : std::uint8_t {
   freeze_fails,  // with an error, after it has frozen some file systems
   freeze_late,   // it is answered after the deadline
   agent_silent,
-  guest_ends,  // it shuts down
+  guest_ends,    // it shuts down
+  unplug,        // its last disk, until it is started again
+  migration,     // one begins, and is given up after the session
+  stop_nbdelta,  // SIGSTOP; SIGCONT follows
 };
-inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::guest_ends) + 1;
+inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::stop_nbdelta) + 1;
 
 std::string_view name_of(FaultKind kind);
 
@@ -78,6 +81,7 @@ struct Schedule {
   std::uint32_t write_pause_us = 3000;
   std::uint32_t writes_at_steps = 0;  // percent of the steps: a write of the guest just before
   std::uint32_t commit_deadline_ms = 600'000;
+  std::uint32_t free_granules = 100;  // QEMU tells when an overlay takes most of that
   std::vector<SessionSetup> sessions;
 
   static Schedule of_seed(std::uint64_t seed);

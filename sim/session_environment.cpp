@@ -143,6 +143,7 @@ class SimFiles final : public backup::Files {
   /// Before a change: it may fail, or its process be killed.
   void change(const std::string& what) {
     done(what);
+    process_->spend(host_->costs().file_change);
     if (host_->strike({FaultKind::file_error}))
       fail(EIO, "{}: Input/output error", what);
   }
@@ -262,7 +263,8 @@ class SimEnvironment final : public backup::Environment {
     live();
     if (host_->qemu() == nullptr || host_->qemu_process()->doomed())
       fail(ECONNREFUSED, "QMP at {}: Connection refused", address);
-    auto [ours, theirs] = make_pipe(*process_, *host_->qemu_process(), "QMP at " + address);
+    auto [ours, theirs] =
+        make_pipe(*process_, *host_->qemu_process(), "QMP at " + address, host_->costs().message);
     host_->qemu_process()->spawn(host_->qemu()->serve(std::move(theirs)));
     co_return std::move(ours);
   }
@@ -271,8 +273,9 @@ class SimEnvironment final : public backup::Environment {
     live();
     host_->step("start a guardian", process_);
     live();
+    process_->spend(host_->costs().start);
     Process& process = host_->start_guardian_process();
-    auto [ours, theirs] = make_pipe(*process_, process, "the guardian");
+    auto [ours, theirs] = make_pipe(*process_, process, "the guardian", host_->costs().message);
     process.spawn(guard(*host_, process, agent_address, std::move(theirs)));
     return std::move(ours);
   }
@@ -281,9 +284,12 @@ class SimEnvironment final : public backup::Environment {
     live();
     host_->step("start a commit's guard", process_);
     live();
+    process_->spend(host_->costs().start);
     Process& process = host_->start_guardian_process();
-    auto [ours, theirs] = make_pipe(*process_, process, "the commit's guard");
-    process.spawn(guard_commit(*host_, process, std::move(theirs)));
+    auto [ours, theirs] =
+        make_pipe(*process_, process, "the commit's guard", host_->costs().message);
+    const auto kill_session = [session = process_] { session->doom(); };
+    process.spawn(guard_commit(*host_, process, std::move(theirs), kill_session));
     return std::move(ours);
   }
 
@@ -442,7 +448,8 @@ class SimEnvironment final : public backup::Environment {
                           address]() -> asio::awaitable<std::unique_ptr<qmp::Channel>> {
       if (host.qemu() == nullptr || host.qemu_process()->doomed())
         fail(ECONNREFUSED, "the guest agent at {}: Connection refused", address);
-      auto [ours, theirs] = make_pipe(process, *host.qemu_process(), "the guest agent");
+      auto [ours, theirs] =
+          make_pipe(process, *host.qemu_process(), "the guest agent", host.costs().message);
       host.qemu_process()->spawn(host.agent()->serve(std::move(theirs)));
       co_return std::move(ours);
     };
@@ -454,10 +461,11 @@ class SimEnvironment final : public backup::Environment {
   }
 
   static asio::awaitable<void> guard_commit(Host& host, Process& process,
-                                            std::unique_ptr<qmp::Channel> session) {
+                                            std::unique_ptr<qmp::Channel> session,
+                                            std::function<void()> kill_session) {
     SimEnvironment environment(host, process);
     try {
-      co_await backup::guard_commit(environment, std::move(session));
+      co_await backup::guard_commit(environment, std::move(session), kill_session);
     } catch (const Error&) {  // it says so to nobody here
     }
   }

@@ -19,11 +19,11 @@ namespace repository = client::repository;
 
 namespace {
 
-constexpr const char* kFolder = "/repo/vm";
 constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
 constexpr Clock::Duration kLongestFreeze = 60s;
 constexpr Clock::Duration kLatestFreeze = 25s;
 constexpr Clock::Duration kLongestHold = 15s;
+constexpr Clock::Duration kStop = 90s;  // from SIGSTOP to SIGCONT
 constexpr std::uint64_t kMostSteps = 20'000;
 constexpr std::uint32_t kWritesOfARun = 60;
 constexpr Clock::Duration kPullGranule = 200us;
@@ -114,15 +114,51 @@ void World::create_disks() {
   }
 }
 
+void World::record(RunRecorder& recorder, RunRecorder::Detail detail) {
+  recorder_ = &recorder;
+  detail_ = detail;
+  look_on();
+}
+
+/// At the QEMU that has been started.
+void World::look_on() {
+  if (recorder_ == nullptr)
+    return;
+  QemuHooks& hooks = qemu_->fake.hooks();
+  hooks.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToQemu, command); };
+  hooks.answered = [this](const std::string& error) { recorder_->answered(kToQemu, error); };
+  FakeAgent& agent = qemu_->agent;
+  agent.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToAgent, command); };
+  agent.answered = [this](const std::string& error) { recorder_->answered(kToAgent, error); };
+  qemu_->guest.completed = [this](const Completed& each) { recorder_->completed(each); };
+}
+
+void World::record_step() {
+  if (recorder_ == nullptr || detail_ != RunRecorder::Detail::all)
+    return;
+  std::uint64_t overlays = 0;
+  for (const auto& [path, file] : store_.files())
+    if (path.starts_with("/vm/nbdelta-") && file.image)
+      overlays += file.image->allocated();
+  recorder_->overlay(overlays);
+  if (pulling_ != 0)
+    recorder_->pulled(std::exchange(pulling_, 0));
+}
+
 void World::start_qemu() {
   ++starts_;
   qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
+  look_on();
   FakeQemu& fake = qemu_->fake;
   if (!schedule_.old_qemu)
     fake.version() = {10, 0, 7};
   fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {
     log("-> " + command.name);
     step("command " + command.name, &qemu_->process);
+    if (command.name == qapi::BlockDirtyBitmapRemove::kName)
+      check_removal(CommandTable::read<qapi::BlockDirtyBitmapRemove>(command.arguments));
+    if (command.name == qapi::QueryMigrate::kName)
+      told_of_migration_ = migrating_;
     if (strike({FaultKind::command_error}))
       return "a fault of the simulator";
     return std::nullopt;
@@ -142,7 +178,13 @@ void World::start_qemu() {
       return "Input/output error";
     return std::nullopt;
   };
+  fake.hooks().event = [this](const std::string& name, const qapi::json::object& data) {
+    see_event(name, data);
+  };
   fake.hooks().switched = [this] {
+    if (told_of_migration_)
+      violated("the switch of a guest that is migrating");
+    listens_ = true;
     switches_.push_back(contents_);
     note("switched");
   };
@@ -165,6 +207,8 @@ void World::start_qemu() {
   qemu_->agent.changed = [this](bool frozen) {
     log(frozen ? "frozen" : "thawed");
     note(frozen ? "frozen" : "thawed");
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
     if (frozen) {
       frozen_since_ = time_.now();
     } else {
@@ -219,8 +263,11 @@ void World::kill_qemu() {
   qemu_->fake.die();
   qemu_.reset();
   frozen_since_.reset();
+  if (recorder_ != nullptr)
+    recorder_->frozen(false);
   qemu_died_ = true;
   restarted_ = true;
+  unplugged_.clear();
   log("QEMU killed");
 }
 
@@ -230,7 +277,10 @@ void World::end_qemu() {
   qemu_->fake.graph().shut_down();
   qemu_.reset();
   frozen_since_.reset();
+  if (recorder_ != nullptr)
+    recorder_->frozen(false);
   restarted_ = true;
+  unplugged_.clear();
   log("QEMU ended");
 }
 
@@ -259,6 +309,10 @@ void World::guest_write(std::size_t disk, std::uint64_t granule, WriteNumber num
     return;
   if (qemu_->agent.frozen())
     violated("the guest writes while it is frozen");
+  if (unplugged_.count(disk) != 0) {
+    done(nullptr);  // its programs have an error, and nobody was told that it was written
+    return;
+  }
   Device& device = qemu_->fake.graph().devices()[disk];
   if (qemu_->fake.drained(device))
     note("a write of the guest held back");
@@ -302,6 +356,8 @@ std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
     thaw_is_disturbed_ |= disturbs_thaw(kind);
     log(fmt::format("!! {}", name_of(kind)));
     note(fmt::format("fault: {}", name_of(kind)));
+    if (recorder_ != nullptr)
+      recorder_->fault(name_of(kind));
     return kind;
   }
   return std::nullopt;
@@ -312,8 +368,11 @@ void World::step(const std::string& what, Process* self) {
     return;
   if (++steps_ > kMostSteps)
     violated("it takes more steps than anything should");
+  record_step();
   check_always();
   check_window(what, self);
+  if (what.starts_with("write ") && what.ends_with("/manifest.json"))
+    listens_ = false;  // it need not ask QEMU anything any more
   write_between(what, self);
   bool kill_nbdelta = false;
   bool kill_guardians = false;
@@ -323,7 +382,8 @@ void World::step(const std::string& what, Process* self) {
                      FaultKind::kill_guardian, FaultKind::kill_nbdelta_and_guardian,
                      FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything,
                      FaultKind::interrupt, FaultKind::base_full, FaultKind::overlay_full,
-                     FaultKind::agent_silent, FaultKind::guest_ends})) {
+                     FaultKind::agent_silent, FaultKind::guest_ends, FaultKind::unplug,
+                     FaultKind::migration, FaultKind::stop_nbdelta})) {
     const auto is = [&](std::initializer_list<FaultKind> kinds) {
       return std::find(kinds.begin(), kinds.end(), *kind) != kinds.end();
     };
@@ -335,6 +395,13 @@ void World::step(const std::string& what, Process* self) {
     kill_qemu_ |= all || is({FaultKind::kill_qemu, FaultKind::kill_nbdelta_and_qemu});
     interrupted_ |= is({FaultKind::interrupt});
     end_qemu_ |= is({FaultKind::guest_ends});
+    unplug_ |= is({FaultKind::unplug});
+    if (is({FaultKind::migration}) && qemu_) {
+      migrating_ = true;
+      qemu_->fake.set_migration("active");
+    }
+    if (is({FaultKind::stop_nbdelta}))
+      stop_nbdelta();
     if (is({FaultKind::agent_silent}) && qemu_)
       qemu_->agent.silent = true;
     for (auto& [path, file] : store_.files())
@@ -361,7 +428,23 @@ void World::step(const std::string& what, Process* self) {
   }
 }
 
-Clock::Duration World::pull_time(bool /*changed*/) {
+void World::stop_nbdelta() {
+  if (!nbdelta_)
+    return;
+  if (held_since_)
+    note("stopped while a commit holds the guest's writes back");
+  nbdelta_->stop();
+  user_.spawn(let_nbdelta_go_on());
+}
+
+asio::awaitable<void> World::let_nbdelta_go_on() {
+  co_await user_.clock().wait(kStop);
+  if (nbdelta_)
+    nbdelta_->go_on();
+}
+
+Clock::Duration World::pull_time(bool changed) {
+  pulling_ += changed ? MemoryImage::kGranule : 0;
   return kPullGranule;
 }
 
@@ -382,13 +465,15 @@ void World::await_guardians() {
 
 void World::end_faults() {
   faults_.clear();
-  interrupted_ = false;
+  interrupted_ = unplug_ = migrating_ = false;
   for (auto& [path, file] : store_.files())
     if (file.image)
       file.image->full = false;
   if (qemu_) {
-    qemu_->agent.silent = false;
+    if (std::exchange(qemu_->agent.silent, false) && frozen_since_)
+      frozen_since_ = time_.now();  // from here on somebody can thaw it
     qemu_->fake.set_run_state("running");
+    qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
     if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end
       let_pass(kLatestFreeze);
@@ -422,7 +507,7 @@ void World::bury() {
 }
 
 bool World::run_once() {
-  bool ran = false;
+  bool ran = user_.run();
   if (nbdelta_) {
     ran |= nbdelta_->run();
     bury();
@@ -434,6 +519,7 @@ bool World::run_once() {
   if (qemu_) {
     ran |= qemu_->process.run();
     bury();
+    unplug_when_due();
   }
   if (violation_)  // whoever met it may have kept the exception
     throw Violation(*violation_);
@@ -454,6 +540,7 @@ void World::run_until_ended(Process& process) {
       violated(fmt::format("{} waits for what never comes", process.name()));
     if (time_.now() > limit)
       violated(fmt::format("{} does not end", process.name()));
+    check_held();
     if (frozen_since_ && time_.now() - *frozen_since_ > kLongestFreeze && qemu_ &&
         !qemu_->agent.silent)
       violated("the guest stays frozen");
@@ -485,11 +572,12 @@ bool World::run_in_process(const std::string& what,
   for (Plugin& plugin : plugins_)
     if (plugin.alive && !plugin.outlives)
       violated("nbdkit is left running");
+  outcome_ = killed ? "nbdelta was killed" : kDone;
   if (killed)
     return false;
   if (!failure)
     return true;
-  std::string message;
+  std::string& message = outcome_;
   try {
     std::rethrow_exception(failure);
   } catch (const Error& error) {
@@ -534,6 +622,7 @@ void World::run_session(const SessionSetup& session) {
           backup::Session backup(environment, options, reporter);
           const backup::Report report = co_await backup.backup();
           note("backup: " + report.manifest.type);
+          check_warnings(session, report);
         },
         false);
     return;
@@ -636,10 +725,18 @@ void World::run() {
     write_now(session.writes_before, random_);
     session_start_ = steps_;
     faults_ = session.faults;
-    interrupted_ = false;
+    interrupted_ = listens_ = told_of_threshold_ = false;
+    pulling_ = 0;
+    if (recorder_ != nullptr)
+      recorder_->begin_session(fmt::format("session {}", recorder_->run().sessions.size() + 1),
+                               detail_);
     run_session(session);
+    if (recorder_ != nullptr)
+      recorder_->end_session(outcome_);
     await_guardians();
     end_faults();
+    if (!unplugged_.empty())
+      replug();
     if (session.recover_after) {
       ensure_guest();
       run_recover(true);
@@ -686,7 +783,8 @@ void World::run_last_backup() {
 
 // ---- What must hold ----
 
-void World::check_always() {
+/// No commit keeps the guest's writes waiting for long.
+void World::check_held() {
   if (!qemu_ || qemu_->process.doomed()) {
     held_since_.reset();
     return;
@@ -700,30 +798,22 @@ void World::check_always() {
   else if (time_.now() - std::max(*held_since_, qemu_->fake.stalled_until()) > kLongestHold &&
            !guardian_was_killed_)
     violated("a commit holds the guest's writes back");
+}
+
+void World::check_always() {
+  check_held();
+  if (!guest_lives())
+    return;
+  const std::vector<Device>& devices = qemu_->fake.graph().devices();
   for (std::size_t i = 0; i < devices.size(); ++i)
     for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
-      const WriteNumber found = qemu_->fake.graph().read(*devices[i].root, granule);
+      const WriteNumber found = devices[i].unplugged
+                                    ? read_unplugged(i, granule)
+                                    : qemu_->fake.graph().read(*devices[i].root, granule);
       if (found != contents_[i][granule])
         violated(fmt::format("a write is lost: {} holds {} at granule {}, and {} was written",
                              disk_name(i), found, granule, contents_[i][granule]));
     }
-}
-
-/// Nothing but the transaction happens while the guest is frozen.
-void World::check_window(const std::string& what, const Process* self) {
-  if (!frozen_since_ || thaw_is_disturbed_)
-    return;
-  const bool command = what.starts_with("command ") && what != "command transaction";
-  if (command || (nbdelta_ && self == nbdelta_.get()))
-    violated(fmt::format("while the guest is frozen: {}", what));
-}
-
-void World::removed(const std::string& path) {
-  if (!qemu_ || qemu_->process.doomed())
-    return;
-  for (const auto& node : qemu_->fake.graph().nodes())
-    if (node->path == path)
-      violated(fmt::format("a file that QEMU has open is removed: {}", path));
 }
 
 WriteNumber World::read_file(const std::string& path, std::uint64_t granule) {
@@ -758,6 +848,8 @@ void World::check_points() {
       found = true;
       for (std::size_t i = 0; i < contents_.size() && found; ++i) {
         const repository::DiskEntry* entry = manifest.find(disk_name(i));
+        if (entry == nullptr && absent_.count(i) != 0)
+          continue;
         if (entry == nullptr || !entry->file)
           violated(fmt::format("{}: has no {}", path, disk_name(i)));
         for (std::uint64_t granule = 0; granule < contents_[i].size() && found; ++granule) {

@@ -17,6 +17,7 @@
 #include "sim/process.hpp"
 #include "sim/qemu_disks.hpp"
 #include "sim/random.hpp"
+#include "sim/run_recorder.hpp"
 #include "sim/schedule.hpp"
 #include "sim/store.hpp"
 
@@ -40,6 +41,10 @@ class World final : public Host {
   World& operator=(const World&) = delete;
   ~World() override;
 
+  /// The schedule's sessions are written down. The recorder must outlive this.
+  void record(RunRecorder& recorder, RunRecorder::Detail detail);
+  Clock::Time now() const { return time_.now(); }
+
   /// Runs the schedule. Throws Violation.
   void run();
 
@@ -51,7 +56,9 @@ class World final : public Host {
   std::list<Plugin>& plugins() override { return plugins_; }
   Process& start_guardian_process() override;
   Clock::Duration pull_time(bool changed) override;
-  std::uint64_t free_space() const override { return 100 * MemoryImage::kGranule; }
+  std::uint64_t free_space() const override {
+    return schedule_.free_granules * MemoryImage::kGranule;
+  }
   bool interrupted() const override { return interrupted_; }
   std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
@@ -65,6 +72,8 @@ class World final : public Host {
   const std::vector<std::string>& lines() const { return log_; }
 
  private:
+  static constexpr const char* kFolder = "/repo/vm";
+
   /// The guest's way to its disks: what it writes is recorded.
   class GuestDisks final : public Disks {
    public:
@@ -109,6 +118,8 @@ class World final : public Host {
   void write_between(const std::string& what, const Process* self);
 
   client::backup::Options options(const SessionSetup& session) const;
+  void look_on();
+  void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
   void run_last_backup();
@@ -116,6 +127,8 @@ class World final : public Host {
                       const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
                       bool must_work);
   void run_until_ended(Process& process);
+  void stop_nbdelta();
+  asio::awaitable<void> let_nbdelta_go_on();
   bool run_once();
   void bury();
   void let_pass(Clock::Duration duration);
@@ -124,8 +137,17 @@ class World final : public Host {
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
 
+  void see_event(const std::string& name, const qapi::json::object& data);
+  void unplug_when_due();
+  void replug();
+  WriteNumber read_unplugged(std::size_t disk, std::uint64_t granule);
+  void check_warnings(const SessionSetup& session, const client::backup::Report& report);
+
   void check_always();
   void check_window(const std::string& what, const Process* self);
+  std::optional<client::repository::Manifest> latest_point() const;
+  void check_removal(const qapi::BlockDirtyBitmapRemove& command);
+  void check_held();
   void check_points();
   void check_clean();
   WriteNumber read_file(const std::string& path, std::uint64_t granule);
@@ -138,6 +160,7 @@ class World final : public Host {
   Store store_;
   std::unique_ptr<Qemu> qemu_;
   std::unique_ptr<Process> nbdelta_;
+  Process user_{time_, "the user"};
   std::list<std::unique_ptr<Process>> guardians_;
   std::list<Plugin> plugins_;
   std::vector<Fault> faults_;
@@ -146,6 +169,14 @@ class World final : public Host {
   bool kill_qemu_ = false;
   bool end_qemu_ = false;
   bool interrupted_ = false;
+  bool unplug_ = false;  // a disk, as soon as QEMU can
+  bool migrating_ = false;
+  bool told_of_migration_ = false;  // at the last question
+  bool listens_ = false;            // a session, for events of the overlays that it has put on top
+  bool told_of_threshold_ = false;  // meanwhile
+  /// Disks, each with its chain of images then, until the guest is started again.
+  std::map<std::size_t, std::vector<std::string>> unplugged_;
+  std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
   unsigned starts_ = 0;
@@ -161,6 +192,10 @@ class World final : public Host {
   std::set<std::string> checked_points_;
   std::set<std::string> seen_;
   std::vector<std::string> log_;
+  RunRecorder* recorder_ = nullptr;
+  RunRecorder::Detail detail_ = RunRecorder::Detail::all;
+  std::string outcome_;        // of the process that ran last
+  std::uint64_t pulling_ = 0;  // bytes, since the last step
 };
 
 }  // namespace nbdelta::sim

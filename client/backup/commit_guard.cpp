@@ -12,8 +12,16 @@ namespace {
 
 using namespace std::chrono_literals;
 
+constexpr Clock::Duration kTurn = 1s;      // a sign of life in each
 constexpr Clock::Duration kPause = 100ms;  // between two attempts to reach QEMU
 constexpr Clock::Duration kGone = 60s;     // refused all that time: QEMU is gone
+
+struct Alive {
+  static constexpr std::string_view kName = "alive";
+  using Result = qapi::Nothing;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
 
 struct Release {
   static constexpr std::string_view kName = "release";
@@ -22,14 +30,53 @@ struct Release {
   void fields(Visitor& /*visit*/) {}
 };
 
+/// The session's next command; nothing where it has died. One that says nothing is killed. Its
+/// silence is counted in turns of ours: where both of us are stopped together, or get no processor,
+/// it has as many left as before.
+asio::awaitable<std::optional<std::string>> next_sign(qmp::LineReader& lines, Clock& clock,
+                                                      const std::function<void()>& kill_session) {
+  for (Clock::Duration silence{}; silence < CommitGuard::kPatience; silence += kTurn) {
+    try {
+      co_return co_await before(clock, clock.now() + kTurn, lines.next(), "silence");
+    } catch (const TimedOut&) {
+    }
+  }
+  kill_session();
+  co_return co_await lines.next();  // until it is dead indeed
+}
+
+/// What forwards QEMU's channel takes connections when QEMU has gone, and closes them.
+asio::awaitable<void> open(qmp::Client& qmp) {
+  try {
+    co_await qmp.open();
+  } catch (const qmp::ChannelLost& error) {
+    fail(ECONNREFUSED, "{}", error.what());
+  }
+}
+
 /// QEMU serves one client at a time: it takes us when the dead session's connection is closed.
 asio::awaitable<void> end_watched(Environment& environment, const CommitWatch& watch) {
   qmp::Client qmp(co_await environment.connect_qmp(watch.qmp), environment.clock());
-  co_await qmp.open();
+  co_await open(qmp);
   co_await end_active(qmp, environment.files(), watch.job, watch.overlay_local);
 }
 
 }  // namespace
+
+asio::awaitable<void> CommitGuard::during(asio::awaitable<void> operation) {
+  co_await either(std::move(operation), give_signs());
+}
+
+/// Until it is cancelled.
+asio::awaitable<void> CommitGuard::give_signs() {
+  while (true) {
+    try {
+      co_await client_.call(Alive{}, kStart);
+    } catch (const Error&) {  // it has died, and kills nobody
+    }
+    co_await client_.clock().wait(kTurn);
+  }
+}
 
 asio::awaitable<void> CommitGuard::release() {
   try {
@@ -38,17 +85,27 @@ asio::awaitable<void> CommitGuard::release() {
   }
 }
 
-asio::awaitable<void> guard_commit(Environment& environment,
-                                   std::unique_ptr<qmp::Channel> session) {
+asio::awaitable<void> guard_commit(Environment& environment, std::unique_ptr<qmp::Channel> session,
+                                   std::function<void()> kill_session) {
   qmp::LineReader lines(*session);
   CommitWatch watch;
-  while (const std::optional<std::string> line = co_await lines.next()) {
+  while (true) {
+    std::optional<std::string> line;
+    if (watch.job.empty())  // nothing waits for the session yet
+      line = co_await lines.next();
+    else
+      line = co_await next_sign(lines, environment.clock(), kill_session);
+    if (!line)
+      break;
     const qapi::Command command = qapi::parse_command(*line);
     if (command.name == CommitWatch::kName)
       watch = qapi::arguments_of<CommitWatch>(command);
     const qapi::Return done{.value = qapi::to_json(qapi::Nothing{}), .id = command.id};
     std::string reply = qapi::to_line(done) + "\n";
-    co_await session->send(std::move(reply));
+    try {
+      co_await session->send(std::move(reply));
+    } catch (const qmp::ChannelLost&) {  // seen at the next line
+    }
     if (command.name == Release::kName)
       co_return;
   }

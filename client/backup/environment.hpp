@@ -48,7 +48,7 @@ class Files {
   virtual void sync(const std::string& path) = 0;
   /// Bytes that the file takes on its storage.
   virtual std::uint64_t allocated(const std::string& path) = 0;
-  /// When it was last written to: seconds since 1970.
+  /// When it was last written to: seconds since 1970; 0 where that cannot be told (block devices).
   virtual std::int64_t modified(const std::string& path) = 0;
 
   virtual bool exists(const std::string& path) = 0;
@@ -115,11 +115,9 @@ struct PullRequest {
 };
 
 struct PullResult {
-  std::uint64_t disk_size = 0;
   std::uint64_t written = 0;  // bytes of data
-  std::uint64_t zeroed = 0;
+  std::uint64_t zeroed = 0;   // bytes
   std::uint64_t extents = 0;
-  double seconds = 0;
 };
 
 class Environment {

@@ -11,6 +11,8 @@
 namespace nbdelta::client::backup {
 namespace {
 
+constexpr std::size_t kLongestName = 160;  // with what overlays and their marks add, 255
+
 namespace json = boost::json;
 using qapi::ImageInfo;
 using qapi::NodeInfo;
@@ -95,9 +97,7 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
   disk.detect_zeroes = node->detect_zeroes.value_or("off");
   disk.base_path = image.filename;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
-  disk.base_read_only = node->read_only;
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
-  disk.base_allocated = image.actual_size.value_or(0);
   disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
   return {};
 }
@@ -170,6 +170,9 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     }
     if (disk.base_node.empty() && reason.empty())
       reason = "what is below our overlay is not open";
+    if (reason.empty() && name_of(device, disk).size() > kLongestName)
+      reason =
+          fmt::format("its name is too long for those of files (at most {} bytes)", kLongestName);
     if (!reason.empty()) {
       inventory.left_out.push_back({who.empty() ? disk.top : who, reason, false});
       continue;
@@ -177,9 +180,20 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     disk.name = file_safe(name_of(device, disk));
     for (int n = 2; !names.insert(disk.name).second; ++n)
       disk.name = fmt::format("{}-{}", file_safe(name_of(device, disk)), n);
+    disk.index = inventory.disks.size();
     inventory.disks.push_back(std::move(disk));
   }
   return inventory;
+}
+
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths) {
+  const auto devices = co_await qmp.call(qapi::QueryBlock{});
+  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+  const auto nodes = co_await qmp.call(query_named_block_nodes);
+  co_return take_inventory(devices, nodes, [&](const std::string& path) {
+    return environment.files().canonical(paths.to_local(path));
+  });
 }
 
 }  // namespace nbdelta::client::backup

@@ -6,7 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "client/backup/environment.hpp"
 #include "client/backup/names.hpp"
+#include "client/backup/paths.hpp"
+#include "client/qmp/client.hpp"
 #include "image/disk.hpp"
 #include "qapi/block_nodes.hpp"
 
@@ -24,6 +27,7 @@ struct StackedOverlay {
 ///
 /// Invariant: `overlays` are of one chain or more, topmost first, with nobody else's between.
 struct GuestDisk {
+  std::size_t index = 0;   // among the disks
   std::string name;        // in the repository: device, qdev id, or node name
   std::string device;      // may be empty
   std::string qdev;        // may be empty
@@ -36,12 +40,10 @@ struct GuestDisk {
   std::string base_path;   // QEMU's
   std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;
-  bool base_read_only = false;
   std::string backing_node;               // the next below the base; empty: none
   std::vector<std::string> below_base;    // local paths of its backing chain
   bool can_keep_bitmaps = false;          // qcow2, version 3
   bool direct = false;                    // cache.direct
-  std::uint64_t base_allocated = 0;       // bytes of its file
   std::vector<qapi::BitmapInfo> bitmaps;  // of the base
 
   bool is_called(const std::string& what) const {
@@ -69,5 +71,9 @@ std::string path_of(const qapi::ImageInfo& image);
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
                          const std::vector<qapi::NodeInfo>& nodes,
                          const std::function<std::string(const std::string&)>& to_local);
+
+/// What QEMU has now. Throws what Client::call() does.
+asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
+                                           const Paths& paths);
 
 }  // namespace nbdelta::client::backup

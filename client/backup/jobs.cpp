@@ -111,22 +111,52 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
                         job.error ? ": " + *job.error : std::string());
 }
 
-/// From READY to the end. Throws Error; what is left is to be ended then.
+/// From READY on, until the guest's writes do not wait any more. Throws Error; what is left is to
+/// be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
-  if (!broken("next-start-on-committed-overlay"))
-    remove_current(files, commit.overlay_local);
   if (broken("mark-before-pending"))
     mark_committed(files, commit.overlay_local);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
-  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
-  if (info.status == "pending") {  // the guest's writes wait from here
-    if (!broken("mark-after-finalize"))
-      mark_committed(files, commit.overlay_local);
-    const qapi::JobFinalize job_finalize{.id = commit.job};
-    co_await qmp.call(job_finalize, kHurry);
-    info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
+  const qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
+  if (info.status == "concluded")
+    co_return;
+  if (!broken("mark-after-finalize"))
+    mark_committed(files, commit.overlay_local);  // the guest's writes wait
+  const qapi::JobFinalize job_finalize{.id = commit.job};
+  co_await qmp.call(job_finalize, kHurry);
+}
+
+/// The same; where it fails, with `failure`, the job has been ended.
+asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCommit commit,
+                                        std::exception_ptr& failure) {
+  try {
+    co_await move_guest(qmp, files, commit);
+    co_return;
+  } catch (const qmp::ChannelLost&) {
+    throw;
+  } catch (const Error&) {
+    failure = std::current_exception();
   }
+  co_await end_active(qmp, files, commit.job, commit.overlay_local);
+}
+
+/// From READY to the end, with a guard over the step in which the guest's writes wait.
+asio::awaitable<void> complete(qmp::Client& qmp, Environment& environment, ActiveCommit commit) {
+  CommitGuard guard(environment);
+  if (!broken("next-start-on-committed-overlay"))
+    remove_current(environment.files(), commit.overlay_local);  // takes its time: not watched yet
+  const CommitWatch watch{
+      .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
+  if (!broken("commit-unguarded"))
+    co_await guard.watch(watch);
+  std::exception_ptr failure;
+  asio::awaitable<void> step = move_guest_or_end(qmp, environment.files(), commit, failure);
+  co_await guard.during(std::move(step));
+  co_await guard.release();
+  if (failure)
+    std::rethrow_exception(failure);
+  const qapi::JobInfo info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
   if (info.error)
     fail(EIO, "the commit failed: {}", *info.error);
 }
@@ -147,15 +177,8 @@ asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, Act
     fail(EIO, "the commit failed: {}", *info.error);
   if (info.status == "pending")  // the guest's writes wait
     fail(ECANCELED, "somebody else has ended the job {}", commit.job);
-  if (info.status == "ready") {
-    CommitGuard guard(environment);
-    const CommitWatch watch{
-        .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
-    if (!broken("commit-unguarded"))
-      co_await guard.watch(watch);
-    co_await move_guest(qmp, environment.files(), commit);
-    co_await guard.release();
-  }
+  if (info.status == "ready")
+    co_await complete(qmp, environment, commit);
   co_return true;
 }
 
@@ -280,22 +303,20 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
         .device = commit.active, .image_node = commit.above, .backing_file = commit.base_path};
     co_await qmp.call(change_backing_file);
   }
+  files.sync(commit.above_local);  // QEMU does not; and the committed file is about to go
 }
 
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,
-                                                   std::vector<StackedOverlay> tops) {
+                                                   std::map<std::string, std::string> tops) {
   std::vector<std::string> done;
   const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{});
   for (const qapi::JobInfo& job : jobs) {
     const auto session = session_of(job.id);
     if (!session || !is_ours(*session))
       continue;
-    // A session commits one disk after the other.
-    const auto top = std::find_if(tops.begin(), tops.end(), [&](const StackedOverlay& each) {
-      return each.session == *session && is_committed(files, each.local);
-    });
-    const std::string overlay = top == tops.end() ? std::string() : top->local;
+    const auto top = tops.find(job.id);
+    const std::string overlay = top == tops.end() ? std::string() : top->second;
     done.push_back(co_await end_job(qmp, files, job, overlay));
   }
   co_return done;

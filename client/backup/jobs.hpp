@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <optional>
 #include <string>
 
@@ -33,7 +34,7 @@ struct ActiveCommit {
 /// No crash leaves it open whether overlay or base is right: when all is copied, the job (which
 /// QEMU does not finalize by itself) holds the guest's writes back, with the base flushed; then the
 /// overlay is marked as committed, then the guest moves. That must not take long, nor depend on
-/// this process: a CommitGuard ends the job when we die.
+/// this process: a CommitGuard ends the job when we die, and sees to that where we are stopped.
 asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
                                          ActiveCommit commit);
 
@@ -68,9 +69,10 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
 /// Has QEMU give a node up. Returns why it does not; empty where it is gone, also before.
 asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node);
 
-/// Ends each job of ours; says which. `overlays` (local) are what the disks run on.
+/// Ends each job of ours; says which. `tops`: by the name of its job, the overlay (local) that a
+/// disk runs on.
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
                                                    std::function<bool(const SessionId&)> is_ours,
-                                                   std::vector<StackedOverlay> tops);
+                                                   std::map<std::string, std::string> tops);
 
 }  // namespace nbdelta::client::backup

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "client/backup/environment.hpp"
 #include "client/backup/names.hpp"
 #include "client/repository/manifest.hpp"
 #include "qapi/fields.hpp"
@@ -18,6 +19,8 @@ inline constexpr std::string_view kWindow = "window";    // freeze, switch, thaw
 inline constexpr std::string_view kExport = "export";    // the guest runs on overlays
 inline constexpr std::string_view kCommit = "commit";    // the bases are not read any more
 inline constexpr std::string_view kKept = "kept";        // a commit did not end; an overlay stays
+inline constexpr std::string_view kAbsorb = "absorb";    // older overlays are committed first
+inline constexpr std::string_view kOffline = "offline";  // no overlay is left; bitmaps are
 }  // namespace phase
 
 /// One disk of a session. Paths are QEMU's unless they say local.
@@ -90,5 +93,10 @@ struct Journal {
 inline std::string map_socket(const Journal& journal) {
   return folder_of(journal.qmp) + "/" + bitmap_name(journal.id()) + ".sock";
 }
+
+/// REPO/VM/nbdelta-session.json; `folder` is REPO/VM.
+std::string journal_path(const std::string& folder);
+/// Nothing where no session is open. Throws Error (EPROTO) for what is no journal.
+std::optional<Journal> read_journal(Files& files, const std::string& folder);
 
 }  // namespace nbdelta::client::backup

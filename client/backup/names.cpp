@@ -37,8 +37,12 @@ std::string overlay_file_name(const SessionId& id, std::string_view disk_name) {
   return fmt::format("{}-{}.qcow2", bitmap_name(id), file_safe(disk_name));
 }
 
-std::string job_name(const SessionId& id, std::size_t disk) {
-  return overlay_node_name(id, disk);
+std::string active_job_name(const SessionId& id, std::size_t index) {
+  return overlay_node_name(id, index) + "-a";
+}
+
+std::string lower_job_name(const SessionId& id, std::size_t index) {
+  return overlay_node_name(id, index) + "-b";
 }
 
 std::optional<SessionId> session_of(std::string_view name) {

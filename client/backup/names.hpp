@@ -26,7 +26,10 @@ std::string overlay_node_name(const SessionId& id, std::size_t disk);
 /// The overlay's protocol node, for its write threshold.
 std::string file_node_name(const SessionId& id, std::size_t disk);
 std::string overlay_file_name(const SessionId& id, std::string_view disk_name);
-std::string job_name(const SessionId& id, std::size_t disk);
+/// The commit of the overlay that the guest writes to.
+std::string active_job_name(const SessionId& id, std::size_t index);
+/// The commit of an overlay below that.
+std::string lower_job_name(const SessionId& id, std::size_t index);
 
 /// Which session a bitmap, node, job or file is of; nothing where the name is not one of ours.
 std::optional<SessionId> session_of(std::string_view name);

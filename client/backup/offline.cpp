@@ -28,15 +28,27 @@ bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::optional<Journal>& journal) {
   std::optional<std::int64_t> written;
   for (const std::string& overlay : overlays) {
+    if (files.overlay_is_empty(overlay))
+      continue;  // nothing of it can be put over what is newer
     if (is_of(journal, overlay)) {
-      if (journal->phase == phase::kCommit || journal->phase == phase::kKept)
+      if (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
+          journal->phase == phase::kKept)
         return false;
       written = std::max(written.value_or(0), journal->since);
     }
-    if (!files.overlay_is_empty(overlay))
-      written = std::max(written.value_or(0), files.modified(overlay));
+    written = std::max(written.value_or(0), files.modified(overlay));
   }
   return written && files.modified(base) > *written + kMargin_s;
+}
+
+/// Beside a block device nothing lasts that says where its overlays are; the session knows.
+std::string folder_of_overlays(const std::optional<Journal>& journal, const std::string& base,
+                               const std::string& overlay_dir) {
+  if (overlay_dir.empty() && journal)
+    for (const JournalDisk& disk : journal->disks)
+      if (disk.base_local == base)
+        return folder_of(disk.overlay_local);
+  return overlay_dir;
 }
 
 }  // namespace
@@ -46,8 +58,13 @@ Settled recover_offline(Environment& environment, const std::string& image,
   Files& files = environment.files();
   const std::string base = files.canonical(image);
   files.check_readable(base);
+  const std::string overlay_folder = folder_of_overlays(journal, base, overlay_dir);
+  if (overlay_folder.empty() && files.modified(base) == 0)
+    fail(EINVAL, "{}: is a block device: say with --overlay-dir where its overlays would be", base);
   Settled settled;
-  std::vector<std::string> overlays = overlays_over(files, base, overlay_dir);
+  std::vector<std::string> overlays = overlays_over(files, base, overlay_folder);
+  if (!overlays.empty())
+    files.check_unused(overlays.back());  // where the guest runs nothing is touched
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
   environment.end_servers(images, [](const SessionId&) { return true; });
@@ -70,7 +87,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
       }
   for (const std::string& overlay : overlays_beside(files, base))
     if (!files.exists(overlay))  // but its mark is there
-      unmark_committed(files, overlay);
+      remove_overlay(files, overlay, base);
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
     // An empty one too: its QEMU may not have written its tables yet, and has it locked.

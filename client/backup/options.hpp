@@ -20,8 +20,7 @@ enum class Quiesce : std::uint8_t {
 
 enum class Tracking : std::uint8_t { bitmap, overlay };
 
-/// What a session is to do. Paths are this machine's, but for `overlay_dir` and the sockets of the
-/// guest, which are given as `paths` maps them.
+/// What a session is to do. Paths are this machine's; `paths` says what QEMU calls them.
 struct Options {
   std::string qmp;
   std::optional<std::string> agent;
@@ -38,9 +37,9 @@ struct Options {
   bool presync = false;
   Paths paths;
   Tracking tracking = Tracking::bitmap;
-  std::string overlay_dir;  // this machine's; empty: beside each base
+  std::string overlay_dir;  // empty: beside each base
   std::chrono::milliseconds commit_deadline{600'000};
-  Listen listen;  // external sessions; a Unix socket's path is a prefix there
+  Listen listen;  // of external sessions; `socket` is the folder of the disks' sockets here
 };
 
 /// Tells a person how it goes.
@@ -51,7 +50,8 @@ struct Reporter {
       [](const std::string&, const pull::Counters*) {};
 };
 
-/// The command cannot be carried out as it was given; nothing was touched.
+/// The command cannot be carried out as it was given; nothing was touched, or all of it has been
+/// put right.
 class Refused : public Error {
  public:
   using Error::Error;

@@ -29,6 +29,11 @@ std::string mark_path(const std::string& overlay) {
   return overlay + std::string(kCommitted);
 }
 
+/// Says whose it is: nothing else of that name counts.
+std::string mark_of(const std::string& overlay) {
+  return fmt::format("{}\n", base_name(overlay));
+}
+
 /// Every overlay that the folder of an image holds or points to, or that has left its mark there.
 std::set<std::string> candidates(Files& files, const std::string& folder) {
   std::set<std::string> found;
@@ -42,7 +47,7 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
       found.insert(files.canonical(folder) + "/" + overlay);
     } else if (name.ends_with(kPointer)) {
       const std::string target = first_line(files, folder + "/" + name);
-      if (!files.exists(target))
+      if (!files.exists(target) && files.read_text(mark_path(target)) != mark_of(target))
         fail(ENOENT,
              "{}/{} points to the overlay '{}', which is not there: is its storage mounted?",
              folder, name, target);
@@ -90,7 +95,7 @@ void remove_current(Files& files, const std::string& overlay) {
 }
 
 void mark_committed(Files& files, const std::string& overlay) {
-  files.write_text(mark_path(overlay), {});
+  files.write_text(mark_path(overlay), mark_of(overlay));
 }
 
 void unmark_committed(Files& files, const std::string& overlay) {
@@ -98,7 +103,7 @@ void unmark_committed(Files& files, const std::string& overlay) {
 }
 
 bool is_committed(Files& files, const std::string& overlay) {
-  return files.exists(mark_path(overlay));
+  return files.read_text(mark_path(overlay)) == mark_of(overlay);
 }
 
 bool is_half_made(Files& files, const std::string& overlay) {
@@ -108,13 +113,19 @@ bool is_half_made(Files& files, const std::string& overlay) {
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base) {
   const bool was_there = files.exists(overlay);
   remove_current(files, overlay);
-  // In this order a pointer never points to nothing.
-  if (!base.empty())
-    files.remove(pointer_path(overlay, base));
+  // The mark is there from before to after: whoever finds a part of the rest knows what it is.
+  if (was_there && !is_committed(files, overlay)) {
+    try {
+      mark_committed(files, overlay);
+    } catch (const Error&) {  // no room: this makes some
+    }
+  }
   if (broken("mark-removed-first"))
     unmark_committed(files, overlay);
   files.remove(overlay);
-  unmark_committed(files, overlay);  // last: without it the overlay would count again
+  if (!base.empty())
+    files.remove(pointer_path(overlay, base));
+  unmark_committed(files, overlay);
   return was_there;
 }
 

@@ -36,8 +36,7 @@ bool is_committed(Files& files, const std::string& overlay);
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);
 
 /// Every overlay that is beside an image, or pointed to from there, whatever it lies over, and
-/// whether it counts or not. Throws
-/// Error where an overlay is pointed to and gone.
+/// whether it counts or not. Throws Error where an overlay is pointed to and gone.
 std::vector<std::string> overlays_beside(Files& files, const std::string& image);
 
 /// Overlays whose header names this image. Throws Error where an overlay is pointed to and gone.

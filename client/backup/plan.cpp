@@ -46,7 +46,8 @@ const qapi::BitmapInfo* find_bitmap(const GuestDisk& disk, const std::string& na
 }
 
 /// Uses the last restore point's bitmap; says why it cannot be used, or nothing.
-std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Options& options) {
+std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Situation& situation,
+                       const Options& options) {
   const std::string name = bitmap_name(last);
   const qapi::BitmapInfo* bitmap = find_bitmap(plan.disk, name);
   if (bitmap == nullptr)
@@ -65,6 +66,12 @@ std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Options& opt
   if (!in_image && !options.qmp.starts_with('/'))
     return fmt::format("its bitmap {} can be read from QEMU only, and QMP is no Unix socket here",
                        name);
+  if (!in_image && situation.exports_abort_qemu)
+    return fmt::format(
+        "its bitmap {} can be read from QEMU only, and a QEMU before 9.0 with iothreads aborts "
+        "when "
+        "its NBD server is left; --tracking overlay needs none",
+        name);
   plan.bitmap = name;
   if (!plan.disk.overlays.empty())
     plan.map = MapSource::absorbed;
@@ -109,7 +116,7 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
     return fmt::format("its image was {} and is {}", previous.origin.path, plan.disk.base_path);
   const SessionId last{latest.chain, latest.number};
   return previous.tracking == repository::kByOverlay ? use_layer(plan, last)
-                                                     : use_bitmap(plan, last, options);
+                                                     : use_bitmap(plan, last, situation, options);
 }
 
 void check_stack(const GuestDisk& disk, const std::string& chain) {

@@ -45,6 +45,7 @@ struct Situation {
   std::uint32_t highest_number = 0;  // of the repository's folders
   std::string new_chain;             // where there is no restore point yet
   bool session_is_open = false;      // an earlier one, whose overlay is kept
+  bool exports_abort_qemu = false;   // its NBD server must not be used
   /// Whether the last restore point's file of a disk is still there.
   std::function<bool(const repository::DiskEntry&)> file_exists;
 };

@@ -114,6 +114,8 @@ asio::awaitable<std::string> Quiescence::confirm() {
       if (attempt != 0)
         co_await replace_guardian();
       co_await guardian_->call(guardian::Confirm{}, kPrepare);
+      guardian_.reset();  // others may want the agent while we copy
+      sent_ = false;
       co_return std::string();
     } catch (const qmp::ChannelLost& error) {
       why = "its guardian has died";

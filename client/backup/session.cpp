@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <exception>
 #include <set>
 #include <utility>
@@ -69,6 +68,7 @@ asio::awaitable<void> Session::connect() {
   co_await open_channel();
   const qapi::Greeting greeting = co_await qmp_->open();
   manifest_.qemu_version = version_text(greeting);
+  qemu_major_ = greeting.major;
   co_await check_commands(greeting);
 }
 
@@ -115,7 +115,7 @@ asio::awaitable<void> Session::settle_leftover() {
   const bool in_place = co_await overlays_are_in_place();
   if (in_place) {
     reporter_->say("the overlay of an earlier session is still in place: going on with it");
-    session_is_open_ = true;
+    open_chain_ = journal_->chain;
     journal_.reset();
     co_return;
   }
@@ -151,6 +151,15 @@ asio::awaitable<std::string> Session::thaw_leftover() {
   co_return fmt::format("whether the guest is frozen cannot be told: {}", why);
 }
 
+/// What a session that died in its window, perhaps with its guardian, may have left frozen.
+asio::awaitable<void> Session::thaw_window() {
+  if (!journal_ || journal_->phase != phase::kWindow)
+    co_return;
+  const std::string thawed = co_await thaw_leftover();
+  if (!thawed.empty())
+    reporter_->say(thawed);
+}
+
 /// Of a session whose commit did not end: nothing need be tried again.
 asio::awaitable<bool> Session::overlays_are_in_place() {
   if (!journal_ || journal_->phase != phase::kKept)
@@ -172,8 +181,14 @@ asio::awaitable<Plan> Session::make_plan_now() {
   situation.inventory = co_await query_inventory(*qmp_, *environment_, options_->paths);
   situation.latest = points.latest();
   situation.highest_number = points.highest_number();
-  situation.new_chain = journal_ ? journal_->chain : chain_name(environment_->random());
-  situation.session_is_open = session_is_open_ || journal_;
+  const std::string open_chain = journal_ ? journal_->chain : open_chain_;
+  situation.session_is_open = !open_chain.empty();
+  situation.new_chain = open_chain.empty() ? chain_name(environment_->random()) : open_chain;
+  if (qemu_major_ < 9) {
+    // nbd_blockdev_client_closed() asserts that it runs in the main thread.
+    const auto iothreads = co_await qmp_->call(qapi::QueryIothreads{});
+    situation.exports_abort_qemu = !iothreads.empty();
+  }
   if (situation.latest)
     previous_point_ = Repository::folder_name(situation.latest->number, situation.latest->type);
   const std::string folder = points.point_folder(previous_point_);
@@ -202,11 +217,7 @@ asio::awaitable<void> Session::open_session() {
   Repository points = repository();
   lock_ = points.lock();
   journal_ = read_journal(environment_->files(), options_->folder);
-  if (journal_ && journal_->phase == phase::kWindow) {
-    const std::string thawed = co_await thaw_leftover();
-    if (!thawed.empty())
-      reporter_->say(thawed);
-  }
+  co_await thaw_window();
   co_await connect();
   co_await check_guest();
   co_await settle_leftover();
@@ -214,6 +225,7 @@ asio::awaitable<void> Session::open_session() {
   plan_ = co_await make_plan_now();
   for (const std::string& note : plan_.notes)
     reporter_->say(note);
+  manifest_.type = plan_.type();
   for (std::size_t i = 0; i < plan_.disks.size(); ++i) {
     Disk disk;
     disk.plan = std::move(plan_.disks[i]);
@@ -224,9 +236,6 @@ asio::awaitable<void> Session::open_session() {
     disks_.push_back(std::move(disk));
   }
   plan_.disks.clear();
-  const bool full =
-      std::all_of(disks_.begin(), disks_.end(), [](const Disk& disk) { return disk.plan.full(); });
-  manifest_.type = full ? repository::kFull : repository::kIncremental;
   fill_manifest();
 }
 
@@ -350,7 +359,14 @@ asio::awaitable<std::vector<Exported>> Session::begin() {
   for (Disk& disk : disks_)
     manifest_.disks.push_back(disk.entry);
   journal_->manifest = manifest_;
-  save_journal();
+  std::exception_ptr failure;
+  try {
+    save_journal();
+  } catch (const Error&) {
+    failure = std::current_exception();
+  }
+  if (failure)
+    co_await fail_session(failure);
   std::vector<Exported> exports;
   for (Disk& disk : disks_) {
     exports.push_back({.disk = disk.entry.name,
@@ -371,6 +387,7 @@ asio::awaitable<Settled> Session::end(Outcome outcome) {
     refuse(ENOENT, "{}: no session of external software is open", options_->folder);
   if (journal_->phase == phase::kExport && !journal_->manifest)
     refuse(EBUSY, "the session did not get to its exports: run 'nbdelta recover'");
+  co_await thaw_window();
   co_await connect();
   if (journal_->phase == phase::kExport) {
     if (outcome == Outcome::success) {

@@ -81,6 +81,7 @@ class Session {
   asio::awaitable<void> check_commands(const qapi::Greeting& greeting);
   asio::awaitable<void> check_guest();
   asio::awaitable<std::string> thaw_leftover();
+  asio::awaitable<void> thaw_window();
   void check_not_open() const;
   asio::awaitable<void> settle_leftover();
   asio::awaitable<bool> overlays_are_in_place();
@@ -98,6 +99,7 @@ class Session {
   asio::awaitable<void> export_all();
   asio::awaitable<void> start_server(Disk& disk);
   asio::awaitable<std::string> export_map(Disk& disk);
+  asio::awaitable<void> wait_for_end_of_export(std::string id);
   asio::awaitable<void> drop_map(Disk& disk, std::string id);
   asio::awaitable<void> pull_all();
   asio::awaitable<void> pull_disk(Disk& disk);
@@ -121,7 +123,8 @@ class Session {
   std::unique_ptr<qmp::Client> qmp_;
   std::unique_ptr<Lock> lock_;
   std::optional<Journal> journal_;
-  bool session_is_open_ = false;  // an earlier one, whose overlay is kept
+  std::uint64_t qemu_major_ = 0;
+  std::string open_chain_;  // of an earlier session, whose overlay is kept; empty: none is
   Plan plan_;
   std::string previous_point_;  // the folder of the latest restore point
   std::vector<Disk> disks_;

@@ -7,6 +7,7 @@
 #include <exception>
 #include <utility>
 
+#include "base/percent.hpp"
 #include "base/units.hpp"
 #include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
@@ -22,6 +23,8 @@ namespace {
 using namespace std::chrono_literals;
 
 constexpr unsigned kServerRestarts = 2;
+constexpr Clock::Duration kExportEnd = 10s;
+constexpr Clock::Duration kExportPoll = 10ms;
 
 }  // namespace
 
@@ -37,9 +40,11 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
                             !broken("lowest-overlay-alone-copied");
   if (!into_base && !into_overlay)
     co_return;
+  if (journal_->phase != phase::kAbsorb)
+    enter(phase::kAbsorb);
   if (into_base)
     co_await make_base_read_only(*qmp_, guest);
-  LowerCommit commit{.job = node + "-b",
+  LowerCommit commit{.job = lower_job_name(plan_.id, disk.index),
                      .active = node,
                      .above = node,
                      .above_local = journal_->disks[disk.index].overlay_local,
@@ -99,11 +104,26 @@ asio::awaitable<std::string> Session::export_map(Disk& disk) {
   co_return id;
 }
 
+/// It keeps its bitmap busy until then.
+asio::awaitable<void> Session::wait_for_end_of_export(std::string id) {
+  const Clock::Time deadline = environment_->clock().now() + kExportEnd;
+  while (true) {
+    const auto exports = co_await qmp_->call(qapi::QueryBlockExports{});
+    if (std::none_of(exports.begin(), exports.end(),
+                     [&](const qapi::ExportInfo& each) { return each.id == id; }))
+      co_return;
+    if (environment_->clock().now() > deadline)
+      throw TimedOut(fmt::format("QEMU's export {} does not end", id));
+    co_await environment_->clock().wait(kExportPoll);
+  }
+}
+
 /// Nobody can be left reading QEMU's export when the base is committed into.
 asio::awaitable<void> Session::drop_map(Disk& disk, std::string id) {
   const qapi::BlockExportDel block_export_del{.id = id};
   co_await qmp_->call(block_export_del);
-  if (disk.plan.map == MapSource::absorbed) {
+  co_await wait_for_end_of_export(id);
+  if (disk.plan.map == MapSource::absorbed || broken("bitmap-dropped-before-fsync")) {
     const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = disk.plan.disk.base_node,
                                                                  .name = disk.map_bitmap};
     co_await qmp_->call(block_dirty_bitmap_remove);
@@ -171,7 +191,8 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
   std::string id;
   if (!disk.map_bitmap.empty() && !disk.server) {
     id = co_await export_map(disk);
-    request.map = fmt::format("nbd+unix:///{}?socket={}", id, map_socket(*journal_));
+    request.map =
+        fmt::format("nbd+unix:///{}?socket={}", id, percent_encoded(map_socket(*journal_)));
     request.map_context = "qemu:dirty-bitmap:" + disk.map_bitmap;
   }
   disk.server = co_await environment_->serve(request);

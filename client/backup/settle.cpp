@@ -3,9 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <map>
 #include <set>
-#include <tuple>
 #include <utility>
 
 #include "client/backup/breaks.hpp"
@@ -14,7 +12,6 @@
 #include "client/backup/plan.hpp"
 #include "client/json_text.hpp"
 #include "qapi/export_commands.hpp"
-#include "qapi/snapshot_commands.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -27,8 +24,6 @@ asio::awaitable<std::optional<std::string>> try_step(Step step) {
     co_return std::nullopt;
   } catch (const qmp::ChannelLost&) {
     throw;
-  } catch (const TimedOut& error) {
-    co_return error.what();
   } catch (const Error& error) {
     co_return error.what();
   }
@@ -42,63 +37,7 @@ std::string advice(const std::string& error) {
   return "; run 'nbdelta recover' when the cause is gone";
 }
 
-/// Whether `later` can be merged into `bitmap`.
-bool is_part(const qapi::BitmapInfo& bitmap, const qapi::BitmapInfo& later) {
-  return session_of(later.name)->chain == session_of(bitmap.name)->chain &&
-         !later.inconsistent.value_or(false);
-}
-
-/// A session's switch disables the last bitmap and starts the next one at the same instant; so
-/// together the two miss nothing. One that is disabled alone (by somebody else, or for a session by
-/// overlay that failed) has a gap.
-bool is_complete(const qapi::BitmapInfo& bitmap, const std::vector<qapi::BitmapInfo>& later) {
-  return bitmap.recording ||
-         std::any_of(later.begin(), later.end(), [&](const qapi::BitmapInfo& each) {
-           return is_part(bitmap, each) && each.recording;
-         });
-}
-
-/// Whether a disk runs on a later overlay than this one: that it is not between that and the base
-/// any more says that it has been committed.
-bool was_below(const SessionId& overlay, const std::vector<StackedOverlay>& stack) {
-  return std::any_of(stack.begin(), stack.end(), [&](const StackedOverlay& each) {
-    return each.session.chain == overlay.chain && each.session.number > overlay.number;
-  });
-}
-
-/// The file of one of our overlays: QEMU calls one that was never in use by all its options.
-std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeInfo>& nodes) {
-  for (const qapi::NodeInfo& node : nodes)
-    if (node.node_name == *overlay.node_name + "-f")
-      return node.image.filename;
-  return path_of(overlay.image);
-}
-
 }  // namespace
-
-std::string journal_path(const std::string& folder) {
-  return folder + "/nbdelta-session.json";
-}
-
-std::optional<Journal> read_journal(Files& files, const std::string& folder) {
-  const std::string path = journal_path(folder);
-  const auto text = files.read_text(path);
-  if (!text)
-    return std::nullopt;
-  Journal journal;
-  from_json_text(*text, journal, path);
-  return journal;
-}
-
-asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
-                                           const Paths& paths) {
-  const auto devices = co_await qmp.call(qapi::QueryBlock{});
-  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
-  const auto nodes = co_await qmp.call(query_named_block_nodes);
-  co_return take_inventory(devices, nodes, [&](const std::string& path) {
-    return environment.files().canonical(paths.to_local(path));
-  });
-}
 
 bool Settler::ours(const SessionId& id) const {
   return repository_ == nullptr || id.chain == chain_;
@@ -139,10 +78,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
     end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
-  std::vector<StackedOverlay> tops;
+  std::map<std::string, std::string> tops;
   for (const GuestDisk& disk : inventory.disks)
     if (!disk.overlays.empty())
-      tops.push_back(disk.overlays.front());
+      tops[active_job_name(disk.overlays.front().session, disk.index)] =
+          disk.overlays.front().local;
   std::vector<std::string> ended = co_await end_jobs(*qmp_, environment_->files(), is_ours, tops);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
@@ -238,6 +178,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
       unmark_committed(environment_->files(), overlay.local);
   if (!broken("stale-header"))
     co_await name_backing_files(disk);
+  mark_what_was_below(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -251,23 +192,9 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   // What the guest does not write to any more is committed first: that always ends.
   if (overlays.size() > 1)
     co_await commit_lower(disk, 1, journal);
-  mark_earlier(disk);
   co_await ensure_bitmap(disk, overlays.front().session);
   co_await commit_all(disk, journal);
   co_return overlays.empty();
-}
-
-/// A commit that nobody saw end may have left the file that it committed. With a later overlay in
-/// the base as well, that file would look like the guest's last writes.
-void Settler::mark_earlier(const GuestDisk& disk) {
-  Files& files = environment_->files();
-  for (const std::string& local : overlays_beside(files, disk.base_local)) {
-    const auto session = session_of(base_name(local));
-    const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name);
-    if (of_disk && ours(*session) && was_below(*session, disk.overlays) &&
-        !is_committed(files, local))
-      mark_committed(files, local);
-  }
 }
 
 /// A commit that nobody saw end may have left an overlay's header with the file that was committed,
@@ -293,6 +220,26 @@ asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
   }
 }
 
+/// A commit that nobody saw end has left the overlay that it committed. What is committed from here
+/// on is newer: nobody may commit that one again, should QEMU end before it is removed.
+void Settler::mark_what_was_below(const GuestDisk& disk) {
+  Files& files = environment_->files();
+  for (const std::string& local : overlays_beside(files, disk.base_local)) {
+    const auto session = session_of(base_name(local));
+    const bool stacked =
+        std::any_of(disk.overlays.begin(), disk.overlays.end(),
+                    [&](const StackedOverlay& overlay) { return overlay.local == local; });
+    const bool was_below =
+        std::any_of(disk.overlays.begin(), disk.overlays.end(), [&](const StackedOverlay& overlay) {
+          return session && overlay.session.chain == session->chain &&
+                 overlay.session.number > session->number;
+        });
+    if (was_below && !stacked && ours(*session) &&
+        base_name(local) == overlay_file_name(*session, disk.name) && !is_committed(files, local))
+      mark_committed(files, local);
+  }
+}
+
 /// From here on bases are written to by commits.
 void Settler::enter_commit(std::optional<Journal>& journal) {
   if (!journal || journal->phase == phase::kCommit || journal->phase == phase::kKept)
@@ -309,7 +256,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
   const StackedOverlay& top = overlays[first];
   enter_commit(journal);
   co_await make_base_read_only(*qmp_, disk);
-  const LowerCommit commit{.job = overlay_node_name(top.session, first) + "-b",
+  const LowerCommit commit{.job = lower_job_name(top.session, disk.index),
                            .active = disk.top,
                            .above = overlays[first - 1].node_name,
                            .above_local = overlays[first - 1].local,
@@ -333,7 +280,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
   enter_commit(journal);
-  const ActiveCommit commit{.job = overlay_node_name(overlay.session, 0) + "-a",
+  const ActiveCommit commit{.job = active_job_name(overlay.session, disk.index),
                             .top = disk.top,
                             .base = disk.base_node,
                             .overlay_local = overlay.local,
@@ -357,241 +304,6 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
     co_return;
   drop_overlay(overlay.local, disk.base_local);
   disk.overlays.clear();
-}
-
-/// The bitmap of a session whose restore point is durable, where the switch could not make it: all
-/// that it misses is in the overlay above the base, and will be in it when that is committed.
-asio::awaitable<void> Settler::ensure_bitmap(GuestDisk disk, SessionId id) {
-  const std::string name = bitmap_name(id);
-  if (!is_durable(id))
-    co_return;
-  for (const qapi::BitmapInfo& bitmap : disk.bitmaps)
-    if (bitmap.name == name)
-      co_return;
-  const qapi::BlockDirtyBitmapAdd block_dirty_bitmap_add{.node = disk.base_node,
-                                                         .name = name,
-                                                         .granularity = std::nullopt,
-                                                         .persistent = disk.can_keep_bitmaps,
-                                                         .disabled = std::nullopt};
-  co_await qmp_->call(block_dirty_bitmap_add);
-}
-
-/// The guest runs on the base, so its bitmaps can be changed.
-asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
-  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
-  const auto nodes = co_await qmp_->call(query_named_block_nodes);
-  std::vector<qapi::BitmapInfo> bitmaps;  // of ours, lowest number first
-  for (const qapi::NodeInfo& node : nodes)
-    if (node.node_name == disk.base_node && node.bitmaps)
-      for (const qapi::BitmapInfo& bitmap : *node.bitmaps) {
-        const auto session = session_of(bitmap.name);
-        if (session && ours(*session))
-          bitmaps.push_back(bitmap);
-      }
-  std::sort(bitmaps.begin(), bitmaps.end(), [](const auto& a, const auto& b) {
-    const auto key = [](const qapi::BitmapInfo& bitmap) {
-      const auto session = session_of(bitmap.name);
-      return std::tuple(session->chain, session->number, bitmap.name);
-    };
-    return key(a) < key(b);
-  });
-  if (repository_ == nullptr) {
-    co_await merge_all(disk, std::move(bitmaps));
-    co_return;
-  }
-
-  auto wanted = std::find_if(bitmaps.begin(), bitmaps.end(), [&](const qapi::BitmapInfo& bitmap) {
-    const auto* entry = latest_ ? latest_->find(disk.name) : nullptr;
-    return entry != nullptr && entry->tracking == repository::kByBitmap &&
-           bitmap.name == bitmap_name({latest_->chain, latest_->number});
-  });
-  if (wanted != bitmaps.end() && !wanted->inconsistent.value_or(false)) {
-    const std::vector<qapi::BitmapInfo> later(wanted + 1, bitmaps.end());
-    if (is_complete(*wanted, later)) {
-      co_await put_back(disk, *wanted, later);
-    } else {
-      settled_.done.push_back(fmt::format(
-          "{}: removed the bitmap {}: it was disabled and has a gap", disk.name, wanted->name));
-      wanted = bitmaps.end();
-    }
-  }
-  for (const qapi::BitmapInfo& bitmap : bitmaps) {
-    if (wanted != bitmaps.end() && bitmap.name == wanted->name)
-      continue;
-    const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = disk.base_node,
-                                                                 .name = bitmap.name};
-    co_await qmp_->call(block_dirty_bitmap_remove);
-  }
-}
-
-/// Adds what later bitmaps have, and lets the bitmap record again.
-asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
-                                        std::vector<qapi::BitmapInfo> later) {
-  std::vector<std::string> names;
-  for (const qapi::BitmapInfo& each : later)
-    if (is_part(bitmap, each))
-      names.push_back(each.name);
-  if (names.empty())
-    co_return;
-  // The guest writes meanwhile: what comes after the enabling is in both, and what was before is
-  // merged.
-  using qapi::TransactionAction;
-  qapi::Transaction transaction;
-  if (!bitmap.recording)
-    transaction.actions.push_back(TransactionAction::of(
-        qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
-  if (broken("put-back-in-two-steps")) {
-    const qapi::BlockDirtyBitmapMerge merge{
-        .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
-    co_await qmp_->call(merge);
-  } else if (!broken("dirty-bits-dropped")) {
-    transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
-        .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
-  }
-  co_await qmp_->call(transaction);
-  settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
-                                      disk.name, bitmap.name));
-}
-
-/// Which restore points are durable is not known: each bitmap gets what the next ones have, and
-/// records, so that any of them can be built on; unless a session between is missing, which may
-/// have been one without a bitmap.
-asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps) {
-  for (std::size_t i = bitmaps.size(); i-- > 1;) {
-    qapi::BitmapInfo& bitmap = bitmaps[i - 1];
-    const qapi::BitmapInfo& next = bitmaps[i];
-    const auto session = session_of(bitmap.name);
-    const SessionId following{session->chain, session->number + 1};
-    if (bitmap.recording || bitmap.inconsistent.value_or(false) || !next.recording ||
-        session_of(next.name) != following)
-      continue;
-    const std::vector<qapi::BitmapInfo> later(1, next);
-    co_await put_back(disk, bitmap, later);
-    bitmap.recording = true;
-  }
-}
-
-/// Whether an overlay that no disk runs on holds nothing that the base has not.
-bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
-  Files& files = environment_->files();
-  if (is_committed(files, local))
-    return true;
-  if (broken("journal-trusted") && journal && journal->phase == phase::kWindow)
-    return true;
-  if (journal && journal->phase == phase::kPrepare)
-    for (const JournalDisk& disk : journal->disks)
-      if (disk.overlay_local == local && is_half_made(files, local))
-        return true;
-  return files.overlay_is_empty(local);
-}
-
-/// Whether an earlier session's overlay was committed into what lies below it by a session that got
-/// as far as that: then a disk runs on its base, or on later overlays above that.
-bool Settler::was_committed(const std::string& local, const std::string& base,
-                            const Inventory& inventory, const std::optional<Journal>& journal) {
-  const auto session = session_of(base_name(local));
-  if (!journal || journal->phase == phase::kPrepare || !session)
-    return false;
-  for (const JournalDisk& disk : journal->disks)
-    if (disk.overlay_local == local)
-      return false;
-  return std::any_of(inventory.disks.begin(), inventory.disks.end(), [&](const GuestDisk& disk) {
-    return disk.base_local == base &&
-           std::all_of(disk.overlays.begin(), disk.overlays.end(), [&](const auto& overlay) {
-             return overlay.session.chain == session->chain &&
-                    overlay.session.number > session->number;
-           });
-  });
-}
-
-/// Takes our overlays' nodes away that no disk runs on; returns their files, and what these lie
-/// over.
-asio::awaitable<std::map<std::string, std::string>> Settler::release_nodes(Inventory inventory) {
-  std::set<std::string> stacked;
-  for (const GuestDisk& disk : inventory.disks)
-    for (const StackedOverlay& overlay : disk.overlays)
-      stacked.insert(overlay.node_name);
-  Files& files = environment_->files();
-  const auto to_local = [&](const std::string& path) {
-    return files.canonical(paths_->to_local(path));
-  };
-  std::map<std::string, std::string> released;
-  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
-  const auto nodes = co_await qmp_->call(query_named_block_nodes);
-  for (const qapi::NodeInfo& node : nodes) {
-    if (!node.node_name || node.node_name->starts_with('#') || node.driver != "qcow2" ||
-        stacked.count(*node.node_name))
-      continue;
-    // A guest that was started on an overlay has a name of its own for it.
-    const std::string local = to_local(file_of(node, nodes));
-    auto session = session_of(*node.node_name);
-    if (!session)
-      session = session_of(base_name(local));
-    if (!session || !ours(*session))
-      continue;
-    const bool deleted = co_await delete_node(*node.node_name);
-    if (deleted)
-      released[local] = to_local(node.image.full_backing_filename.value_or(""));
-  }
-  co_return released;
-}
-
-/// Overlays that no disk runs on: they were never in use, or have been committed, or their disk was
-/// taken away from the guest with all that it wrote, or QEMU was started without them.
-asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
-  struct Loose {
-    std::string base;
-    std::string disk;
-    bool was_below = false;
-  };
-  Files& files = environment_->files();
-  const Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
-  std::map<std::string, Loose> loose;
-  const auto released = co_await release_nodes(inventory);
-  for (const auto& [local, base] : released)
-    loose[local] = {.base = base, .disk = {}};
-  if (journal)
-    for (const JournalDisk& disk : journal->disks)
-      loose[disk.overlay_local] = {.base = disk.base_local, .disk = disk.name};
-  std::set<std::string> bases;
-  for (const GuestDisk& disk : inventory.disks) {
-    bases.insert(disk.base_local);
-    for (const std::string& local : overlays_beside(files, disk.base_local)) {
-      const auto session = session_of(base_name(local));
-      // A copy that somebody made has another name.
-      const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name) &&
-                           (is_committed(files, local) || files.backing_of(local));
-      if (of_disk && ours(*session))
-        loose[local] = {.base = disk.base_local,
-                        .disk = disk.name,
-                        .was_below = was_below(*session, disk.overlays)};
-    }
-  }
-  // Whatever QEMU has open is in use, also by a graph that is not understood here.
-  const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
-  const auto nodes = co_await qmp_->call(query_named_block_nodes);
-  for (const qapi::NodeInfo& node : nodes)
-    if (!broken("journal-trusted"))
-      loose.erase(files.canonical(paths_->to_local(node.file)));
-  for (const auto& [local, what] : loose) {
-    if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
-      continue;
-    const bool expendable = what.was_below || is_expendable(local, journal) ||
-                            was_committed(local, what.base, inventory, journal);
-    if (expendable)
-      drop_overlay(local, what.base);
-    else if (bases.count(what.base))
-      settled_.problems.push_back(fmt::format(
-          "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; "
-          "it is left where it is. Shut the guest down at once and run 'nbdelta recover --offline "
-          "{}'",
-          what.disk, local, what.base));
-    else
-      settled_.problems.push_back(fmt::format(
-          "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta recover "
-          "--offline {}' commits it when nobody uses that image",
-          local, what.base));
-  }
 }
 
 /// A guest that starts next must find the overlay that holds its last writes.

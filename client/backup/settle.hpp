@@ -13,10 +13,6 @@
 
 namespace nbdelta::client::backup {
 
-/// What QEMU has now.
-asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,
-                                           const Paths& paths);
-
 /// What putting things right came to.
 struct Settled {
   std::vector<std::string> done;      // in the order it was done
@@ -35,7 +31,6 @@ struct Settled {
 /// What is done is decided by what QEMU has. The journal says which files are ours.
 class Settler {
  public:
-  /// `journal` is the session's, kept up to date while there is one; `save` writes it.
   /// `repository` is null where it is not known: then nothing is taken for durable, and no bitmap
   /// is removed.
   Settler(Environment& environment, qmp::Client& qmp, const Options& options,
@@ -46,17 +41,24 @@ class Settler {
         paths_(&options.paths),
         repository_(repository) {}
 
-  /// Errors of single disks become problems; throws ChannelLost and TimedOut: then QEMU is gone, or
-  /// does not answer.
+  /// `journal` is the session's, and is kept up to date while there is one. Errors of single disks
+  /// become problems; throws ChannelLost (QEMU is gone), and Error for what concerns all of them.
   asio::awaitable<Settled> settle(std::optional<Journal>& journal);
 
  private:
+  /// An overlay that no disk runs on.
+  struct Loose {
+    std::string base;          // local, as the other paths
+    std::string disk;          // its name; empty: not known
+    bool added_by_us = false;  // to this QEMU, which has it still
+  };
+
   void end_servers(const Inventory& inventory, const std::optional<Journal>& journal);
   asio::awaitable<void> end_exports(std::optional<Journal>& journal);
   asio::awaitable<void> settle_disk(GuestDisk disk, std::optional<Journal>& journal);
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
-  void mark_earlier(const GuestDisk& disk);
   asio::awaitable<void> name_backing_files(GuestDisk& disk);
+  void mark_what_was_below(const GuestDisk& disk);
   void enter_commit(std::optional<Journal>& journal);
   asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first,
                                      std::optional<Journal>& journal);
@@ -67,10 +69,10 @@ class Settler {
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
   bool is_expendable(const std::string& local, const std::optional<Journal>& journal);
-  bool was_committed(const std::string& local, const std::string& base, const Inventory& inventory,
-                     const std::optional<Journal>& journal);
+  bool was_committed(const std::string& local, const Loose& overlay,
+                     const Inventory& inventory) const;
+  asio::awaitable<std::map<std::string, Loose>> release_nodes(Inventory inventory);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
-  asio::awaitable<std::map<std::string, std::string>> release_nodes(Inventory inventory);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);
@@ -88,9 +90,5 @@ class Settler {
   std::string chain_;  // whose things are ours, where there is a repository; may be empty
   Settled settled_;
 };
-
-/// REPO/VM/nbdelta-session.json.
-std::string journal_path(const std::string& folder);
-std::optional<Journal> read_journal(Files& files, const std::string& folder);
 
 }  // namespace nbdelta::client::backup

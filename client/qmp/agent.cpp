@@ -5,6 +5,7 @@
 #include <utility>
 #include <variant>
 
+#include "client/qmp/take_message.hpp"
 #include "qapi/agent_commands.hpp"
 
 namespace nbdelta::client::qmp {
@@ -58,12 +59,8 @@ asio::awaitable<qapi::json::value> Agent::answer(std::string command, Clock::Tim
 
 asio::awaitable<qapi::ServerMessage> Agent::receive() {
   while (true) {
-    try {
-      if (const auto line = framer_.next())
-        co_return qapi::parse_server_message(*line);
-    } catch (const Error& error) {
-      fail(error.error_number(), "{}: {}", name(), error.what());
-    }
+    if (auto message = take_message(framer_, name()))
+      co_return std::move(*message);
     framer_.feed(co_await channel_->receive());
   }
 }

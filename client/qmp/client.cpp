@@ -5,6 +5,8 @@
 #include <utility>
 #include <variant>
 
+#include "client/qmp/take_message.hpp"
+
 namespace nbdelta::client::qmp {
 
 asio::awaitable<qapi::Greeting> Client::open(Clock::Duration timeout) {
@@ -60,12 +62,8 @@ asio::awaitable<qapi::json::value> Client::exchange(qapi::Command command) {
 
 asio::awaitable<qapi::ServerMessage> Client::receive() {
   while (true) {
-    try {
-      if (const auto line = framer_.next())
-        co_return qapi::parse_server_message(*line);
-    } catch (const Error& error) {
-      fail(error.error_number(), "{}: {}", name(), error.what());
-    }
+    if (auto message = take_message(framer_, name()))
+      co_return std::move(*message);
     const std::string_view begun = framer_.unfinished();
     const std::size_t first = begun.find_first_not_of(" \r");
     if (first != std::string_view::npos && begun[first] != '{')  // its line may never end

@@ -2,27 +2,10 @@
 
 #include <gtest/gtest.h>
 
-#include <chrono>
+#include "tests/sim/exact_scenario.hpp"
 
 namespace nbdelta::sim {
 namespace {
-
-using namespace std::chrono_literals;
-
-/// A guest whose times are exact; nothing is written but by `load`.
-Scenario exact(std::size_t disks) {
-  Scenario scenario;
-  for (std::size_t i = 0; i < disks; ++i)
-    scenario.disks.push_back({.name = "disk" + std::to_string(i), .size = 16U << 20});
-  scenario.qemu = {.version = "7.2", .command = 1ms, .snapshot = 3ms, .jitter = 0};
-  scenario.agent = {.latency = 2ms, .thaw = 6ms, .jitter = 0};
-  scenario.guest.freeze = 5ms;
-  scenario.guest.freeze_jitter = 0;
-  scenario.guest.storage = {
-      .throughput = 64U << 20, .latency = 1ms, .flush = 10ms, .parallel = 1, .jitter = 0};
-  scenario.duration = 5s;
-  return scenario;
-}
 
 LoadSetup sequential(std::uint64_t rate) {
   LoadSetup load;
@@ -37,11 +20,12 @@ TEST(ForecastOf, AnIdleGuestIsTheSumOfItsParts) {
     const Forecast result = forecast(exact(disks), {.runs = 2, .incrementals = 2, .threads = 1});
     const auto count = static_cast<double>(disks);
     EXPECT_EQ(result.windows, 6U);
-    EXPECT_NEAR(result.freeze.median, 2 + count * (10 + 5), 0.001);
-    EXPECT_NEAR(result.switched.median, 1 + count * 3, 0.001);
-    EXPECT_NEAR(result.thaw.median, 2 + count * 6, 0.001);
-    EXPECT_NEAR(result.own.largest, 0, 0.001);
-    EXPECT_NEAR(result.window.largest, 5 + count * 24, 0.001);
+    // Each is asked in a message and answers in one; the guardian speaks with the session between.
+    EXPECT_NEAR(result.freeze.median, 2 + count * (10 + 5) + 2 * kMessageMs, 0.001);
+    EXPECT_NEAR(result.switched.median, 1 + count * 3 + 2 * kMessageMs, 0.001);
+    EXPECT_NEAR(result.thaw.median, 2 + count * 6 + 2 * kMessageMs, 0.001);
+    EXPECT_NEAR(result.own.largest, 2 * kMessageMs, 0.001);
+    EXPECT_NEAR(result.window.largest, 5 + count * 24 + 8 * kMessageMs, 0.001);
     EXPECT_EQ(result.full_overlay.largest, 0);
     EXPECT_EQ(result.overlays_kept, 0U);
   }

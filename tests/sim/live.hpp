@@ -10,6 +10,7 @@
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/error.hpp"
@@ -23,7 +24,8 @@ namespace nbdelta::testing {
 /// `nbdelta-sim run` on a scenario, and a repository for the backups of its guest. For one thread.
 class LiveSim {
  public:
-  explicit LiveSim(const std::string& scenario) {
+  /// `more`: options of `run`.
+  explicit LiveSim(const std::string& scenario, Command more = {}) : more_(std::move(more)) {
     std::ofstream(folder_ / "scenario.json") << scenario;
     start();
   }
@@ -36,7 +38,9 @@ class LiveSim {
   Background& process() { return *process_; }
 
   Command run_command() const {
-    return {NBDELTA_SIM, "run", "--scenario", folder_ / "scenario.json", "--dir", guest()};
+    Command words{NBDELTA_SIM, "run", "--scenario", folder_ / "scenario.json", "--dir", guest()};
+    words.insert(words.end(), more_.begin(), more_.end());
+    return words;
   }
   void start() {
     process_ = std::make_unique<Background>(run_command());
@@ -114,6 +118,7 @@ class LiveSim {
 
  private:
   TempFolder folder_;
+  Command more_;
   std::unique_ptr<Background> process_;
 };
 

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <memory>
 #include <string>
 #include <utility>
 
@@ -46,6 +47,37 @@ TEST_F(Processes, AWaitCanBeCancelled) {
   run();
   EXPECT_FALSE(in_time);
   EXPECT_EQ(time_.now() - start, 1s);
+}
+
+TEST_F(Processes, OneThatIsBusyIsLateAndTheOthersAreNot) {
+  const Clock::Time start = time_.now();
+  Clock::Time other_woke;
+  Clock::Time arrived;
+  Clock::Time one_woke;
+  auto [ours, theirs] = make_pipe(one_, other_, "the other", 2s);
+  other_.spawn([](Clock& clock, Clock::Time& woke) -> asio::awaitable<void> {
+    co_await clock.wait(1s);
+    woke = clock.now();
+  }(other_.clock(), other_woke));
+  other_.spawn([](Clock& clock, std::unique_ptr<client::qmp::Channel> channel,
+                  Clock::Time& time) -> asio::awaitable<void> {
+    EXPECT_EQ(co_await channel->receive(), "before");
+    EXPECT_EQ(co_await channel->receive(), "after");
+    time = clock.now();
+  }(other_.clock(), std::move(theirs), arrived));
+  one_.spawn([](Process& self, std::unique_ptr<client::qmp::Channel> channel,
+                Clock::Time& woke) -> asio::awaitable<void> {
+    co_await channel->send("before");
+    self.spend(10s);
+    self.spend(5s);
+    co_await channel->send("after");
+    co_await self.clock().wait(1s);
+    woke = self.clock().now();
+  }(one_, std::move(ours), one_woke));
+  run();
+  EXPECT_EQ(other_woke - start, 1s);
+  EXPECT_EQ(arrived - start, 17s);
+  EXPECT_EQ(one_woke - start, 16s);
 }
 
 struct Witness {

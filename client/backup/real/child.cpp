@@ -43,7 +43,8 @@ Child::Child(const std::vector<std::string>& command, const ChildOptions& option
     ::posix_spawn_file_actions_addopen(&actions.files, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
   if (options.output >= 0) {
     ::posix_spawn_file_actions_adddup2(&actions.files, options.output, STDOUT_FILENO);
-    ::posix_spawn_file_actions_adddup2(&actions.files, options.output, STDERR_FILENO);
+    ::posix_spawn_file_actions_adddup2(
+        &actions.files, options.errors >= 0 ? options.errors : options.output, STDERR_FILENO);
   }
   // A server that outlives us must not keep QMP's only connection open.
   ::posix_spawn_file_actions_addclosefrom_np(&actions.files, STDERR_FILENO + 1);

@@ -15,6 +15,7 @@ namespace nbdelta::client::backup {
 struct ChildOptions {
   int input = -1;               // its stdin; -1: /dev/null
   int output = -1;              // its stdout and stderr; -1: ours
+  int errors = -1;              // its stderr; -1: as `output`
   bool session_leader = false;  // signals to our process group do not reach it
 };
 

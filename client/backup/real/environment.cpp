@@ -1,6 +1,5 @@
 #include "client/backup/real/environment.hpp"
 
-#include <fcntl.h>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/eventfd.h>
@@ -19,7 +18,6 @@
 #include "client/backup/real/plugin.hpp"
 #include "client/pull/job.hpp"
 #include "client/qmp/socket_channel.hpp"
-#include "image/qcow2_header.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -73,14 +71,14 @@ class PullThread {
   std::thread thread_;
 };
 
-/// Returns its exit status, which is one of `expected`; throws Error with what it said otherwise.
-int run_qemu_img(const std::vector<std::string>& words, const std::set<int>& expected) {
+/// Throws Error with what it said where it fails.
+void run_qemu_img(const std::vector<std::string>& words) {
   const FileDescriptor output(::memfd_create("qemu-img", MFD_CLOEXEC));
   Child child(words, {.output = output.get()});
   child.end(std::chrono::hours(24));
   const int status = *child.status();
-  if (WIFEXITED(status) && expected.count(WEXITSTATUS(status)) != 0)
-    return WEXITSTATUS(status);
+  if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+    return;
   std::string text(4096, '\0');
   const ssize_t n = ::pread(output.get(), text.data(), text.size(), 0);
   text.resize(n > 0 ? static_cast<std::size_t>(n) : 0);
@@ -109,11 +107,13 @@ class RealEnvironment final : public Environment {
   }
 
   std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
-    return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian");
+    // It says so where it had to leave the guest alone.
+    return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian",
+                       STDERR_FILENO);
   }
 
   std::unique_ptr<qmp::Channel> start_commit_guard() override {
-    return start_guard({"/proc/self/exe", "commit-guard"}, "the commit's guard");
+    return start_guard({"/proc/self/exe", "commit-guard"}, "the commit's guard", -1);
   }
 
   asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) override {
@@ -138,29 +138,32 @@ class RealEnvironment final : public Environment {
     options.settings.retry = options.retry;
     PullThread thread(std::move(options), counters, stop_);
     const pull::JobResult result = co_await thread.result();
-    co_return PullResult{.disk_size = result.disk_size,
-                         .written = counters.written,
-                         .zeroed = counters.zeroed,
-                         .extents = result.extents,
-                         .seconds = result.seconds};
+    co_return PullResult{
+        .written = counters.written, .zeroed = counters.zeroed, .extents = result.extents};
   }
 
   void commit_offline(const std::string& overlay) override {
-    run_qemu_img({"qemu-img", "commit", "-q", "-f", "qcow2", overlay}, {0});
+    run_qemu_img({"qemu-img", "commit", "-q", "-f", "qcow2", overlay});
   }
 
   bool stop_requested() override { return stop_.stop_requested(); }
 
  private:
-  /// Another nbdelta, that is spoken to over its standard input.
+  /// Another nbdelta, that is spoken to over its standard input. `errors`: its stderr; -1: none. It
+  /// has not our output: who reads that to its end must not wait for a process that outlives us.
   std::unique_ptr<qmp::Channel> start_guard(const std::vector<std::string>& words,
-                                            const std::string& name) {
+                                            const std::string& name, int errors) {
+    const FileDescriptor nowhere(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+    if (!nowhere)
+      fail_errno("/dev/null");
     int ends[2];
     if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0)
       fail_errno("socketpair");
     FileDescriptor ours(ends[0]);
     const FileDescriptor theirs(ends[1]);
-    const Child child(words, {.input = theirs.get(), .session_leader = true});
+    const Child child(
+        words,
+        {.input = theirs.get(), .output = nowhere.get(), .errors = errors, .session_leader = true});
     return qmp::adopt_socket(loop_.get_executor(), std::move(ours),
                              fmt::format("{} (process {})", name, child.pid()));
   }

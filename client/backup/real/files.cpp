@@ -14,6 +14,7 @@
 #include <span>
 
 #include "base/arithmetic.hpp"
+#include "client/backup/options.hpp"
 #include "image/image_lock.hpp"
 #include "image/qcow2_header.hpp"
 #include "image/qcow2_overlay.hpp"
@@ -99,7 +100,8 @@ class RealFiles final : public Files {
   }
 
   std::int64_t modified(const std::string& path) override {
-    return File::open(path, O_RDONLY).status().st_mtim.tv_sec;
+    const struct stat status = File::open(path, O_RDONLY).status();
+    return S_ISBLK(status.st_mode) ? 0 : status.st_mtim.tv_sec;
   }
 
   bool exists(const std::string& path) override {
@@ -128,7 +130,7 @@ class RealFiles final : public Files {
   }
 
   void write_text(const std::string& path, const std::string& text) override {
-    const std::string partial = path + ".partial";
+    const std::string partial = partial_of(path);
     {
       const File file = File::open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
       file.write_at(bytes_of(text), 0);
@@ -165,10 +167,16 @@ class RealFiles final : public Files {
   }
 
   void remove(const std::string& path) override {
-    if (::unlink(path.c_str()) == 0)
+    bool removed = false;
+    // And what a write_text() that was killed has left.
+    for (const std::string& name : {path, partial_of(path)}) {
+      if (::unlink(name.c_str()) == 0)
+        removed = true;
+      else if (errno != ENOENT && errno != ENAMETOOLONG)
+        fail_errno("{}: cannot be removed", name);
+    }
+    if (removed)
       sync_folder_of(path);
-    else if (errno != ENOENT)
-      fail_errno("{}: cannot be removed", path);
   }
 
   std::string canonical(const std::string& path) override {
@@ -190,8 +198,8 @@ class RealFiles final : public Files {
       if (errno != EWOULDBLOCK)
         fail_errno("{}: cannot be locked", path);
       std::string holder = read_text(path).value_or("");
-      fail(EAGAIN, "{}: another nbdelta is at work here{}", path,
-           holder.empty() ? "" : " (process " + holder + ")");
+      refuse(EAGAIN, "{}: another nbdelta is at work here{}", path,
+             holder.empty() ? "" : " (process " + holder + ")");
     }
     file.resize(0);
     file.write_at(bytes_of(std::to_string(::getpid())), 0);
@@ -199,6 +207,8 @@ class RealFiles final : public Files {
   }
 
  private:
+  static std::string partial_of(const std::string& path) { return path + ".partial"; }
+
   static void rename(const std::string& from, const std::string& to) {
     if (::rename(from.c_str(), to.c_str()) != 0)
       fail_errno("{}: cannot be renamed to {}", from, to);

@@ -6,12 +6,12 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <cctype>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "base/percent.hpp"
 #include "client/backup/names.hpp"
 #include "client/backup/real/child.hpp"
 
@@ -25,19 +25,6 @@ constexpr Clock::Duration kStart = 30s;  // a map of QEMU's may be large
 constexpr Clock::Duration kPoll = 3ms;
 // nbdkit waits for its clients, whose connections may hang.
 constexpr std::chrono::milliseconds kEnd{2000};
-
-/// Everything but the unreserved characters of RFC 3986 as %XX.
-std::string percent_encoded(std::string_view text) {
-  std::string result;
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (std::isalnum(byte) != 0 || std::string_view("-._~/").find(c) != std::string_view::npos)
-      result += c;
-    else
-      result += fmt::format("%{:02X}", byte);
-  }
-  return result;
-}
 
 /// A folder of our own, gone with the object.
 class PrivateFolder {

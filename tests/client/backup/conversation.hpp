@@ -32,6 +32,9 @@ class VirtualClock final : public Clock {
     co_await waiter.timer.async_wait(asio::as_tuple(asio::use_awaitable));
   }
 
+  /// Time passes while nobody gets a processor.
+  void leap(Duration duration) { now_ += duration; }
+
   /// Lets time pass until somebody wakes up; false where nobody waits.
   bool advance() {
     const Waiter* first = nullptr;
@@ -103,10 +106,14 @@ class Peer {
   /// Takes a command and answers it with `value`, a piece of JSON. Returns its name.
   asio::awaitable<std::string> answer(std::string value) {
     const qapi::Command command = co_await this->command();
+    co_await reply(command, std::move(value));
+    co_return command.name;
+  }
+  /// `value` is a piece of JSON.
+  asio::awaitable<void> reply(const qapi::Command& command, std::string value) {
     const std::string id =
         command.id ? ", \"id\": " + qapi::json::serialize(*command.id) : std::string();
-    co_await send("{\"return\": " + value + id + "}\r\n");
-    co_return command.name;
+    return send("{\"return\": " + value + id + "}\r\n");
   }
 
  private:

@@ -16,7 +16,8 @@ TEST(Names, AreBuiltFromChainAndNumber) {
   EXPECT_EQ(overlay_node_name(kSession, 0), "nbdelta-0123abcd-0002-0");
   EXPECT_EQ(overlay_node_name(kSession, 17), "nbdelta-0123abcd-0002-17");
   EXPECT_EQ(file_node_name(kSession, 3), "nbdelta-0123abcd-0002-3-f");
-  EXPECT_EQ(job_name(kSession, 3), "nbdelta-0123abcd-0002-3");
+  EXPECT_EQ(active_job_name(kSession, 3), "nbdelta-0123abcd-0002-3-a");
+  EXPECT_EQ(lower_job_name(kSession, 3), "nbdelta-0123abcd-0002-3-b");
   EXPECT_EQ(overlay_file_name(kSession, "vda"), "nbdelta-0123abcd-0002-vda.qcow2");
   EXPECT_EQ(overlay_file_name(kSession, "a/b c"), "nbdelta-0123abcd-0002-a_b_c.qcow2");
 }
@@ -33,7 +34,8 @@ TEST(Names, OfASessionLeadBackToIt) {
     EXPECT_EQ(session_of(bitmap_name(id)), id) << number;
     EXPECT_EQ(session_of(overlay_node_name(id, 12)), id) << number;
     EXPECT_EQ(session_of(file_node_name(id, 12)), id) << number;
-    EXPECT_EQ(session_of(job_name(id, 12)), id) << number;
+    EXPECT_EQ(session_of(active_job_name(id, 12)), id) << number;
+    EXPECT_EQ(session_of(lower_job_name(id, 12)), id) << number;
     EXPECT_EQ(session_of(overlay_file_name(id, "vda")), id) << number;
     EXPECT_EQ(session_of(overlay_file_name(id, "vda") + ".at"), id) << number;
   }

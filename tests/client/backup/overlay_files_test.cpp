@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <boost/json/value.hpp>
+#include <fstream>
 #include <memory>
 #include <string>
 
@@ -71,6 +72,15 @@ TEST_F(OverlayFiles, AnOverlayIsWhatQemuExpects) {
   EXPECT_EQ(info.at("virtual-size").to_number<std::uint64_t>(), kSize);
   EXPECT_EQ(info.at("format-specific").at("data").at("compat").as_string(), "1.1");
   EXPECT_EQ(files_->list(folder_of(base_)), (List{"disk.qcow2", name_of(1)}));
+}
+
+TEST_F(OverlayFiles, GoWithWhatAKilledProcessLeftOfTheFilesBesideThem) {
+  create(elsewhere(1));
+  for (const std::string& name : {elsewhere(1) + ".committed", pointer(1)})
+    std::ofstream(name + ".partial").close();
+  remove_overlay(*files_, elsewhere(1), base_);
+  EXPECT_EQ(files_->list(folder_of(base_)), (List{"disk.qcow2"}));
+  EXPECT_EQ(files_->list(folder_of(elsewhere(1))), List{});
 }
 
 TEST_F(OverlayFiles, OfEverySizeReadAsTheirBase) {

@@ -195,10 +195,7 @@ INSTANTIATE_TEST_SUITE_P(
             },
             MapSource::image, "", kLast},
         Row{"overlay_of_a_session_that_failed",
-            [](auto& s, auto&) {
-              s.inventory.disks[0].overlays = {overlay(2)};
-              s.inventory.disks[0].base_read_only = true;
-            },
+            [](auto& s, auto&) { s.inventory.disks[0].overlays = {overlay(2)}; },
             MapSource::absorbed, "", kLast},
         Row{"raw_with_an_overlay_of_a_session_that_failed",
             [](auto& s, auto&) {

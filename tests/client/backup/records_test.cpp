@@ -8,7 +8,6 @@
 
 #include "client/backup/journal.hpp"
 #include "client/backup/real/files.hpp"
-#include "client/backup/settle.hpp"
 #include "client/json_text.hpp"
 #include "tests/support/patch_file.hpp"
 #include "tests/support/temp_folder.hpp"

@@ -115,7 +115,7 @@ TEST_P(QemuQuits, TheRestorePointIsGoodAndTheOverlayIsPutRight) {
   if (!by_overlay) {
     const Outcome recovered = run(recover_offline(points, image));
     EXPECT_EQ(recovered.status, 0) << recovered.err;
-    EXPECT_THAT(recovered.err, HasSubstr("closed the session 2"));
+    EXPECT_THAT(recovered.err, HasSubstr("ended the session 2"));
     EXPECT_EQ(run(nbdelta_command({"check-start", image})).status, 0);
     EXPECT_EQ(difference(image, row.format, machine.model(machine.disks()[0]), "raw"), "");
   }

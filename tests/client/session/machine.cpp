@@ -25,6 +25,11 @@ using namespace std::chrono_literals;
 
 constexpr std::uint64_t kSector = 512;
 
+/// QEMU's name of what the device writes through.
+std::string back_end(const MachineDisk& disk) {
+  return "/machine/peripheral/" + disk.name + "/virtio-backend";
+}
+
 }  // namespace
 
 Machine::Machine(std::vector<MachineDisk> disks, Command extra_arguments)
@@ -127,7 +132,7 @@ void Machine::quit() {
   qemu_.reset();
 }
 
-json::value Machine::command(const std::string& name, const json::object& arguments) {
+json::value Machine::command(const std::string& name, const json::object& arguments) try {
   control_->send(json::serialize(json::object{{"execute", name}, {"arguments", arguments}}) + "\n");
   while (true) {
     const json::value answer = json::parse(control_->read_line(60s));
@@ -136,16 +141,36 @@ json::value Machine::command(const std::string& name, const json::object& argume
     if (answer.as_object().contains("error"))
       return answer;
   }
+} catch (const Error& error) {
+  if (qemu_ && !qemu_->running())
+    fail(error.error_number(), "{}: QEMU has ended: {}", error.what(), qemu_->err());
+  throw;
 }
 
-void Machine::write(const MachineDisk& disk, const std::string& what) {
-  const json::value answer = command(
-      "human-monitor-command",
-      {{"command-line",
-        fmt::format("qemu-io -d /machine/peripheral/{}/virtio-backend \"{}\"", disk.name, what)}});
+void Machine::qemu_io_in_guest(const MachineDisk& disk, const std::string& what) {
+  const json::value answer =
+      command("human-monitor-command",
+              {{"command-line", fmt::format("qemu-io -d {} \"{}\"", back_end(disk), what)}});
   if (!answer.is_string() || answer.as_string().find("rror") != json::string::npos ||
       answer.as_string().find("failed") != json::string::npos)
     ADD_FAILURE() << disk.name << ": " << what << ": " << answer;
+}
+
+void Machine::begin_write(const MachineDisk& disk, const std::string& what) {
+  qemu_io_in_guest(disk, "aio_" + what);
+  qemu_io(model(disk), "raw", {what});
+}
+
+std::int64_t Machine::acknowledged_writes(const MachineDisk& disk) {
+  const json::value answer = command("query-blockstats");
+  for (const json::value& each : answer.as_array())
+    if (each.at("qdev").as_string() == back_end(disk))
+      return each.at("stats").at("wr_operations").as_int64();
+  fail(ENODEV, "{}: QEMU has no statistics of it", disk.name);
+}
+
+void Machine::write(const MachineDisk& disk, const std::string& what) {
+  qemu_io_in_guest(disk, what);
   // A discarded range may read as what it was: the model is what QEMU says.
   if (what.starts_with("discard")) {
     qemu_io(model(disk), "raw", {"write -z " + what.substr(std::string("discard ").size())});

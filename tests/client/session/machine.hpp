@@ -59,6 +59,10 @@ class Machine {
 
   /// A qemu-io command, on the disk and on its model: "write -P 7 64k 128k".
   void write(const MachineDisk& disk, const std::string& what);
+  /// The same with a "write", and without waiting for QEMU to acknowledge it.
+  void begin_write(const MachineDisk& disk, const std::string& what);
+  /// Writes that QEMU has acknowledged since its start.
+  std::int64_t acknowledged_writes(const MachineDisk& disk);
   /// Some writes, zeros and discards all over every disk.
   void write_at_random(Random& random, unsigned count);
 
@@ -68,6 +72,7 @@ class Machine {
   std::vector<std::string> leftovers();
 
  private:
+  void qemu_io_in_guest(const MachineDisk& disk, const std::string& what);
   Command disk_arguments(const MachineDisk& disk) const;
 
   TempFolder folder_;

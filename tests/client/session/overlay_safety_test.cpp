@@ -1,7 +1,9 @@
 #include <fmt/format.h>
 
+#include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <thread>
 
 #include "tests/client/session/watched.hpp"
 
@@ -181,6 +183,98 @@ TEST(CurrentOverlay, IsNeverOneThatWasCommitted) {
   }
   machine.quit();
   EXPECT_EQ(machine.difference_from_model(disk), "");
+}
+
+/// A session that failed and whose commit was given up: its overlay stays.
+class KeptOverlay : public ::testing::Test {
+ protected:
+  void begin_with(const Command& more) {
+    begin(points_, {"--quiesce", "no"});
+    machine_.write(disk_, "write -P 5 0 48M");
+    end(points_, more);
+    ASSERT_FALSE(machine_.leftovers().empty());
+  }
+  /// Which QEMU gives the base.
+  std::string base_node() {
+    const json::value devices = machine_.command("query-block");
+    const json::value nodes = machine_.command("query-named-block-nodes");
+    const json::value& image = devices.at(0).at("inserted").at("image");
+    const json::value& base = image.at("backing-image").at("filename");
+    for (const json::value& node : nodes.as_array())
+      if (node.at("file") == base && node.at("drv") == "qcow2")
+        return std::string(node.at("node-name").as_string());
+    return {};
+  }
+
+  Machine machine_{{{.name = "vda", .size = 64 << 20}}};
+  Points points_{machine_};
+  const MachineDisk& disk_ = machine_.disks().front();
+};
+
+/// There is no restore point yet that says which chain goes on.
+TEST_F(KeptOverlay, OfTheFirstSessionOfAllIsNotInTheWay) {
+  begin_with({"--failure", "--commit-deadline", "0"});
+  begin(points_, {"--quiesce", "no"});
+  end(points_, {"--success"});
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  machine_.quit();
+  EXPECT_EQ(machine_.difference_from_model(disk_), "");
+}
+
+/// By hand, over QMP: the guest runs on its base then, which is newer than the overlay.
+TEST_F(KeptOverlay, ThatSomebodyElseCommitsIsNotCommittedAgain) {
+  begin_with({"--success", "--commit-deadline", "0"});
+  const std::string top(
+      machine_.command("query-block").at(0).at("inserted").at("node-name").as_string());
+  machine_.command("block-commit",
+                   {{"job-id", "by-hand"}, {"device", top}, {"base-node", base_node()}});
+  const auto is_over = [&] { return machine_.command("query-block-jobs").as_array().empty(); };
+  for (int i = 0; i < 600 && !is_over(); ++i) {
+    machine_.command("block-job-complete", {{"device", "by-hand"}});
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  }
+  ASSERT_TRUE(is_over());
+  machine_.write(disk_, "write -P 9 1M 1M");
+  const Outcome recover = run(points_.command("recover"));
+  EXPECT_EQ(recover.status, 0) << recover.err;
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  machine_.quit();
+  EXPECT_EQ(run(nbdelta_command({"check-start", machine_.image(disk_)})).status, 0);
+  EXPECT_EQ(machine_.difference_from_model(disk_), "");
+}
+
+/// Its overlay is committed with qemu-img; what has changed since the last restore point is in two
+/// bitmaps then.
+TEST(OfflineRecovery, OfAnOpenSessionLeavesWhatTheNextIncrementalNeeds) {
+  Machine machine({{.name = "vda"}});
+  Points points(machine);
+  const MachineDisk& disk = machine.disks().front();
+  const Command plain{"--quiesce", "no"};
+  begin(points, plain);
+  end(points, {"--success"});
+  machine.write(disk, "write -P 1 1M 64k");
+  begin(points, plain);
+  machine.write(disk, "write -P 2 2M 64k");
+  machine.write(disk, "flush");
+  machine.kill();
+  for (int i = 0; i < 2; ++i) {
+    const Outcome recover = run(points.offline_recovery(machine.image(disk)));
+    EXPECT_EQ(recover.status, 0) << recover.err;
+  }
+  machine.start();
+  machine.write(disk, "write -P 3 3M 64k");
+  const json::value begun = json::parse(run_ok(points.command("begin", {"--quiesce", "no"})));
+  const json::value& exported = begun.at("disks").at(0);
+  EXPECT_EQ(exported.at("type"), "incremental") << begun;
+  const std::string uri(exported.at("uri").as_string());
+  const std::string base = machine.folder() + "/base.raw";
+  const std::string copy = machine.folder() + "/copy.qcow2";
+  run_ok({"truncate", "-s", std::to_string(disk.size), base});  // the first copy: all zero
+  run_ok({"qemu-img", "convert", "-O", "qcow2", "-B", base, "-F", "raw", uri, copy});
+  EXPECT_EQ(difference(copy, "qcow2", machine.model(disk), "raw"), "");
+  end(points, {"--success"});
+  const json::value node = machine.command("query-block").at(0).at("inserted");
+  EXPECT_EQ(node.at("dirty-bitmaps").as_array().size(), 1U) << node;
 }
 
 }  // namespace

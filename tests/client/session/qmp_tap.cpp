@@ -76,6 +76,11 @@ void QmpTap::kill_client() {
     ::kill(client, SIGKILL);
 }
 
+void QmpTap::stop_client() {
+  if (client_ != 0)
+    ::kill(client_, SIGSTOP);
+}
+
 void QmpTap::run() {
   while (!ending_) {
     pollfd waiting{listener_.get(), POLLIN, 0};
@@ -106,7 +111,7 @@ void QmpTap::serve(int client, int qemu) {
       const std::string line = commands.substr(0, end + 1);
       commands.erase(0, end + 1);
       before_(line);
-      if (client_ == 0 || !send_all(qemu, line))
+      if (client_ == 0 || (!std::exchange(dropped_, false) && !send_all(qemu, line)))
         return;
     }
   }

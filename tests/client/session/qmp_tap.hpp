@@ -26,6 +26,10 @@ class QmpTap {
   pid_t client() const { return client_; }
   /// For `before`: the client dies (SIGKILL), and QEMU does not get its command.
   void kill_client();
+  /// For `before`: the client is stopped (SIGSTOP).
+  void stop_client();
+  /// For `before`: QEMU does not get this command.
+  void drop() { dropped_ = true; }
 
  private:
   void run();
@@ -36,6 +40,7 @@ class QmpTap {
   std::function<void(const std::string&)> before_;
   FileDescriptor listener_;
   pid_t client_ = 0;  // the process; 0: dead by our hand
+  bool dropped_ = false;
   std::atomic<bool> ending_ = false;
   std::thread thread_;
 };

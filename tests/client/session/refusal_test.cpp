@@ -102,7 +102,7 @@ TEST_F(Refusal, SecondNbdeltaOnTheSameRepository) {
   const Outcome outcome =
       run({"flock", points_.vm_folder() + "/nbdelta-lock", nbdelta_program(), "backup", "--qmp",
            machine_.qmp(), "--vm", "vm", "--to", points_.repository()});
-  EXPECT_EQ(outcome.status, 1);
+  EXPECT_EQ(outcome.status, 3);
   EXPECT_THAT(outcome.err, HasSubstr("another nbdelta is at work here"));
 }
 
@@ -118,11 +118,17 @@ TEST_F(Refusal, FullRepository) {
   points_.check();
 }
 
+TEST_F(Refusal, OptionsOfAFreezeThatIsNotWanted) {
+  const Command presync{"--quiesce", "no", "--presync"};
+  expect_refused(points_.command("backup", presync), 2, "--quiesce no excludes --presync");
+}
+
 TEST_F(Refusal, GuestThatDoesNotRun) {
   machine_.command("stop");
   const Outcome outcome = run(points_.command("backup"));
   EXPECT_EQ(outcome.status, 0) << outcome.err;
   EXPECT_THAT(outcome.err, HasSubstr("the guest does not run (paused)"));
+  EXPECT_THAT(run_ok(points_.command("status")), HasSubstr("the guest does not run (paused)"));
   machine_.command("cont");
   EXPECT_THAT(machine_.leftovers(), IsEmpty());
 }

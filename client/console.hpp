@@ -1,0 +1,28 @@
+#pragma once
+
+#include <memory>
+
+#include "client/backup/options.hpp"
+#include "client/backup/settle.hpp"
+#include "client/guest_options.hpp"
+
+namespace nbdelta::client {
+
+/// What was put right, and what is left; returns the exit status.
+int print_settled(const backup::Settled& settled, const GuestOptions& options);
+
+/// Lines on stderr, and a progress line for each disk.
+class ConsoleReporter {
+ public:
+  explicit ConsoleReporter(bool quiet);
+  ~ConsoleReporter();
+  const backup::Reporter& reporter() const { return reporter_; }
+  void tick();
+
+ private:
+  class Display;
+  std::unique_ptr<Display> display_;
+  backup::Reporter reporter_;
+};
+
+}  // namespace nbdelta::client

@@ -1,0 +1,168 @@
+#include "sim/gate_command.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <future>
+#include <iterator>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+#include "client/exit_status.hpp"
+#include "client/json_text.hpp"
+#include "client/repository/manifest.hpp"
+#include "sim/gate.hpp"
+#include "sim/quantity.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+namespace json = boost::json;
+namespace fs = std::filesystem;
+using client::repository::Manifest;
+
+struct Options {
+  std::vector<std::string> scenarios;
+  std::string budget = "150 us";
+  std::string measured;
+  std::string json;
+  GateOptions gate;
+};
+
+/// Of restore points that were taken in real time. In milliseconds.
+struct Measured {
+  Spread window;
+  Spread own;
+};
+
+Measured measured_in(const std::string& folder) {
+  std::vector<double> window;
+  std::vector<double> own;
+  if (fs::is_directory(folder))
+    for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
+      if (entry.path().filename() != "manifest.json")
+        continue;
+      std::ifstream file(entry.path());
+      const std::string text{std::istreambuf_iterator<char>(file), {}};
+      Manifest manifest;
+      client::from_json_text(text, manifest, entry.path().string());
+      window.push_back(static_cast<double>(manifest.window.length_us()) / 1000);
+      own.push_back(static_cast<double>(manifest.window.own_us()) / 1000);
+    }
+  return {spread_of(std::move(window)), spread_of(std::move(own))};
+}
+
+void print_head() {
+  fmt::print("{:<17} {:>5} | {:>19} {:>9} {:>9} {:>8} | {:>8} {:>8} | {:>19}\n", "", "",
+             "window in ms", "agent", "QEMU", "nbdelta", "QEMU", "nbdelta", "in real time");
+  fmt::print("{:<17} {:>5} | {:>9} {:>9} {:>9} {:>9} {:>8} | {:>8} {:>8} | {:>10} {:>8}\n",
+             "scenario", "disks", "median", "longest", "median", "median", "longest", "hangs",
+             "killed", "window", "nbdelta");
+}
+
+void print_row(const Gated& row, const Measured& measured) {
+  const auto number = [](const Spread& spread, double value, int decimals) {
+    return spread.count == 0 ? std::string("-") : fmt::format("{:.{}f}", value, decimals);
+  };
+  fmt::print(
+      "{:<17} {:>5} | {:>9.1f} {:>9.1f} {:>9.1f} {:>9.1f} {:>8.3f} | {:>8.0f} {:>8.1f} | {:>10} "
+      "{:>8}  {}\n",
+      row.scenario, row.disks, row.window.median, row.window.largest, row.agent.median,
+      row.qemu.median, row.own.largest, row.freeze_in_hang, row.freeze_after_kill,
+      number(measured.window, measured.window.median, 1),
+      number(measured.own, measured.own.largest, 2), row.failures.empty() ? "ok" : "FAILS");
+  std::fflush(stdout);
+}
+
+json::value to_json(const Spread& spread) {
+  if (spread.count == 0)
+    return nullptr;
+  return json::object{
+      {"count", spread.count}, {"median", spread.median}, {"largest", spread.largest}};
+}
+
+json::value to_json(const Gated& row, const Measured& measured) {
+  json::array failures;
+  for (const std::string& failure : row.failures)
+    failures.emplace_back(failure);
+  return json::object{{"scenario", row.scenario},
+                      {"disks", row.disks},
+                      {"window-ms", to_json(row.window)},
+                      {"agent-ms", to_json(row.agent)},
+                      {"qemu-ms", to_json(row.qemu)},
+                      {"own-ms", to_json(row.own)},
+                      {"longest-freeze-ms", row.longest_freeze},
+                      {"freeze-in-hang-ms", row.freeze_in_hang},
+                      {"freeze-after-kill-ms", row.freeze_after_kill},
+                      {"real-time", json::object{{"window-ms", to_json(measured.window)},
+                                                 {"own-ms", to_json(measured.own)}}},
+                      {"failures", std::move(failures)}};
+}
+
+void write(const std::string& path, const std::string& text) {
+  std::ofstream file(path);
+  if (!(file << text << std::flush))
+    fail(EIO, "{}: cannot be written", path);
+}
+
+int run(Options options) {
+  options.gate.budget = parse_time(options.budget);
+  fmt::print("Freeze windows in virtual time; nbdelta's own share may be {}\n\n",
+             format_time(options.gate.budget));
+  print_head();
+  json::array rows;
+  std::vector<std::string> failures;
+  std::vector<std::future<Gated>> running;
+  for (const std::string& file : options.scenarios)
+    running.push_back(std::async(std::launch::async, gate, read_scenario(file), options.gate));
+  for (std::future<Gated>& each : running) {
+    const Gated row = each.get();
+    const Measured measured =
+        options.measured.empty() ? Measured() : measured_in(options.measured + "/" + row.scenario);
+    print_row(row, measured);
+    for (const std::string& failure : row.failures)
+      failures.push_back(row.scenario + ": " + failure);
+    rows.push_back(to_json(row, measured));
+  }
+  fmt::print("\n");
+  for (const std::string& failure : failures)
+    fmt::print("{}\n", failure);
+  if (!options.json.empty())
+    write(options.json,
+          client::pretty(json::object{
+              {"budget-ms", std::chrono::duration<double, std::milli>(options.gate.budget).count()},
+              {"scenarios", std::move(rows)}}));
+  return failures.empty() ? client::kDone : client::kFailed;
+}
+
+constexpr const char* kFooter = R"(Example: nbdelta-sim gate sim/scenarios/*.json
+
+For each scenario: the window, and what of it the agent, QEMU and nbdelta took; how long the guest was
+frozen where QEMU hangs in the switch, and where nbdelta is killed there. Exit status: 0 all within
+their limits; 1 one is not.)";
+
+}  // namespace
+
+std::function<int()> add_gate_command(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App* command =
+      app.add_subcommand("gate", "Whether freeze windows keep to their budget, in virtual time");
+  command->add_option("SCENARIO", options->scenarios, "files")->required();
+  command->add_option("--budget", options->budget, "of nbdelta itself in one window");
+  command->add_option("--runs", options->gate.runs, "guests of each, with seeds of their own")
+      ->check(CLI::Range(1, 100'000));
+  command
+      ->add_option("--measured", options->measured,
+                   "restore points taken in real time, in FOLDER/SCENARIO: printed beside")
+      ->type_name("FOLDER");
+  command->add_option("--json", options->json, "the table for scripts")->type_name("FILE");
+  command->footer(kFooter);
+  return [options] { return run(*options); };
+}
+
+}  // namespace nbdelta::sim

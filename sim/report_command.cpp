@@ -1,0 +1,66 @@
+#include "sim/report_command.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <filesystem>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/error.hpp"
+#include "base/file.hpp"
+#include "client/exit_status.hpp"
+#include "sim/report_page.hpp"
+#include "sim/run_file.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+struct Options {
+  std::vector<std::string> files;
+  std::string folder = "report";
+  std::size_t details = 6;
+};
+
+int report(const Options& options) {
+  std::vector<Run> runs;
+  for (const std::string& file : options.files)
+    runs.push_back(read_run(file));
+  const std::vector<ReportFile> files = make_report(runs, options.details);
+  std::error_code error;
+  std::filesystem::create_directories(options.folder, error);
+  if (error)
+    fail(error.value(), "{}: cannot be made: {}", options.folder, error.message());
+  for (const ReportFile& each : files) {
+    const File out = File::open(options.folder + "/" + each.name, O_RDWR | O_CREAT | O_TRUNC);
+    out.write_at(std::as_bytes(std::span(each.text)), 0);
+  }
+  fmt::print("{}/{}\n", options.folder, files.front().name);
+  return client::kDone;
+}
+
+constexpr const char* kFooter = R"(Example:
+  nbdelta-sim forecast --scenario database.json --record database.run.json
+  nbdelta-sim report database.run.json --to report
+
+RUN.json is what --record of run, forecast and explore writes, the manifest of a restore point, or
+what 'nbdelta backup --json' printed. Needs gnuplot.)";
+
+}  // namespace
+
+std::function<int()> add_report_command(CLI::App& app) {
+  const auto options = std::make_shared<Options>();
+  CLI::App* command = app.add_subcommand("report", "Draws what runs were: a page and its pictures");
+  command->add_option("RUN.json", options->files, "what to show")->required();
+  command->add_option("--to", options->folder, "where report.html and *.svg go; \"report\"")
+      ->type_name("FOLDER");
+  command->add_option("--details", options->details, "how many sessions are drawn one by one; 6")
+      ->check(CLI::Range(0, 100));
+  command->footer(kFooter);
+  return [options] { return report(*options); };
+}
+
+}  // namespace nbdelta::sim
