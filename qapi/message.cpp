@@ -1,5 +1,6 @@
 #include "qapi/message.hpp"
 
+#include <boost/json/monotonic_resource.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <utility>
@@ -76,7 +77,9 @@ std::string line_of(json::object message, std::optional<json::value> id) {
 
 ServerMessage parse_server_message(std::string_view line) {
   json::error_code status;
-  json::value parsed = json::parse(line, status);
+  // A list of nodes is thousands of values, which are read once and go together.
+  json::value parsed =
+      json::parse(line, status, json::make_shared_resource<json::monotonic_resource>());
   json::object* message = status ? nullptr : parsed.if_object();
   if (message != nullptr) {
     if (const json::object* qmp = object_at(*message, "QMP"))
