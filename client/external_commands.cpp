@@ -82,11 +82,18 @@ int run_begin_command(const BeginOptions& options) {
         qapi::json::array warnings;
         for (const std::string& warning : session.warnings())
           warnings.push_back(qapi::json::value(warning));
-        print_stdout(pretty(qapi::json::object{{"result", "begun"},
-                                               {"consistency", session.manifest().consistency},
-                                               {"window", qapi::to_json(session.manifest().window)},
-                                               {"disks", std::move(disks)},
-                                               {"warnings", std::move(warnings)}}));
+        const qapi::json::object begun{{"result", "begun"},
+                                       {"consistency", session.manifest().consistency},
+                                       {"window", qapi::to_json(session.manifest().window)},
+                                       {"disks", std::move(disks)},
+                                       {"warnings", std::move(warnings)}};
+        try {
+          print_stdout(pretty(begun));
+        } catch (const Error& error) {
+          fail(error.error_number(),
+               "{}; the session is open all the same: 'nbdelta end --failure' ends it",
+               error.what());
+        }
       },
       [&] { console.tick(); });
 }

@@ -79,8 +79,15 @@ backup::Settled recover_images(const RecoverOptions& options) {
     journal = backup::read_journal(files, folder);
   }
   backup::Settled settled;
-  for (const std::string& image : options.offline)
-    append(settled, backup::recover_offline(*environment, image, journal, session.overlay_dir));
+  for (const std::string& image : options.offline) {
+    try {
+      append(settled, backup::recover_offline(*environment, image, journal, session.overlay_dir));
+    } catch (const Error& error) {
+      if (options.offline.size() == 1)
+        throw;
+      settled.problems.emplace_back(error.what());
+    }
+  }
   if (!folder.empty())
     points.remove_unfinished();
   if (journal && settled.problems.empty())

@@ -17,7 +17,7 @@ struct BlockdevAdd {
   using Result = Nothing;
   std::string driver;
   std::string node_name;
-  json::value file;                    // a node name, or the definition of a file node
+  std::optional<json::value> file;     // a node name, or the definition of a file node
   std::optional<json::value> backing;  // null: none, whatever the header says
   std::optional<bool> read_only;
   std::optional<std::string> discard;
@@ -186,6 +186,21 @@ struct RunState {
 struct QueryStatus {
   static constexpr std::string_view kName = "query-status";
   using Result = RunState;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
+/// Returns when the guest's processors stand and all that is in flight is done and flushed.
+struct Stop {
+  static constexpr std::string_view kName = "stop";
+  using Result = Nothing;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
+struct Cont {
+  static constexpr std::string_view kName = "cont";
+  using Result = Nothing;
   template <class Visitor>
   void fields(Visitor& /*visit*/) {}
 };

@@ -103,6 +103,19 @@ Node& BlockGraph::open(const NodeOptions& options) {
   return opened;
 }
 
+Node& BlockGraph::open_null(const std::string& name) {
+  if (find(name) != nullptr)
+    refuse("Duplicate nodes with node-name='{}'", name);
+  auto node = std::make_unique<Node>();
+  node->name = name;
+  node->driver = "null-co";
+  node->path = "null-co://";
+  node->read_only = false;
+  node->by_user = true;
+  nodes_.push_back(std::move(node));
+  return *nodes_.back();
+}
+
 void BlockGraph::open_backing(Node& node) {
   const auto backing = node.image->backing();
   if (!backing)

@@ -39,7 +39,7 @@ bool is_well_formed(std::string_view id);
 ///    they are not in use; a writable one's, as far as they are there, are marked as in use.
 struct Node {
   std::string name;
-  std::string driver;  // "qcow2", "raw" or "file"
+  std::string driver;  // "qcow2", "raw", "file" or "null-co"
   std::string path;
   Node* file = nullptr;
   Node* backing = nullptr;
@@ -100,6 +100,8 @@ class BlockGraph {
 
   /// With its backing chain, unless told otherwise.
   Node& open(const NodeOptions& options);
+  /// One without a file, that nobody reads.
+  Node& open_null(const std::string& name);
   void add_device(const std::string& drive, const std::string& id, Node& root);
 
   /// The guest has let it go. Nodes of -drive go with it, unless somebody else has them.

@@ -181,6 +181,10 @@ void FakeQemu::emit(const std::string& name, json::object data) {
 // ---- The guest ----
 
 bool FakeQemu::drained(const Device& device) const {
+  return run_state_ == "paused" || is_pending(device);
+}
+
+bool FakeQemu::is_pending(const Device& device) const {
   return std::any_of(jobs_.begin(), jobs_.end(),
                      [&](const Job& job) { return job.drains && job.active == device.root; });
 }
@@ -192,7 +196,7 @@ void FakeQemu::unplug(Device& device) {
 
 void FakeQemu::write(Device& device, GuestWrite write, WriteDone done) {
   if (drained(device))
-    held_.push_back({&device, write, std::move(done)});
+    held_.push_back({&device, write, std::move(done), run_state_ == "running"});
   else
     write_now(device, write, done);
 }

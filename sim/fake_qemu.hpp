@@ -74,6 +74,8 @@ struct QemuHooks {
   /// An event is sent to whoever is connected.
   std::function<void(const std::string& name, const qapi::json::object& data)> event =
       [](const std::string&, const qapi::json::object&) {};
+  /// QEMU would have aborted: of a defect of its own, with that assertion.
+  std::function<void(const std::string& assertion)> aborted = [](const std::string&) {};
   /// A transaction with a snapshot was carried out: the guest's disks are what they are now.
   std::function<void()> switched = [] {};
 };
@@ -143,7 +145,8 @@ class FakeQemu {
   /// it was carried out, mostly at once, in the order of the writes; never, where QEMU dies first.
   /// Each is flushed at once where `flushes_writes` says so.
   void write(Device& device, GuestWrite write, WriteDone done);
-  /// Whether writes are held back: a commit of what the guest writes to is pending.
+  /// Whether writes are held back: a commit of what the guest writes to is pending, or the guest
+  /// was told to stop.
   bool drained(const Device& device) const;
 
   /// The guest has let a device go that is not drained: it writes there no more.
@@ -233,6 +236,8 @@ class FakeQemu {
   void release(Job& job);
   void write_now(Device& device, const GuestWrite& write, const WriteDone& done);
   void write_held_back();
+  bool is_pending(const Device& device) const;
+  void change_run_state(const std::string& state, const std::string& event);
   void mark_for_jobs(const Node& node, std::uint64_t granule);
   void tell_of_threshold(Node& node);
 
@@ -259,6 +264,7 @@ class FakeQemu {
     Device* device;
     GuestWrite write;
     WriteDone done;
+    bool sent = true;  // by a guest that ran
   };
   std::deque<HeldWrite> held_;
   Clock::Time stalled_until_{};

@@ -319,6 +319,11 @@ void FakeQemu::conclude(Job& job, const std::string& error) {
 }
 
 void FakeQemu::finish_active(Job& job) {
+  const bool one_waits = std::any_of(held_.begin(), held_.end(), [&](const HeldWrite& each) {
+    return each.sent && each.device->root == job.active;
+  });
+  if (version_.major < 10 && job.base->driver == "raw" && one_waits)
+    hooks_.aborted("bdrv_co_write_req_prepare: Assertion `child->perm & BLK_PERM_WRITE' failed.");
   graph_.replace(*job.top, *job.base, job.top);
   hooks_.step("guest moved to the base");
   graph_.collect();

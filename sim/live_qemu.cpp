@@ -83,6 +83,10 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
   qemu_.hooks().before_write = [this](const Device& device, const GuestWrite& write) {
     record_write(device, write);
   };
+  qemu_.hooks().aborted = [](const std::string& assertion) {
+    client::say("nbdelta-sim: this QEMU aborts: {}\n", assertion);
+    std::abort();
+  };
   qemu_.hooks().switched = [this] { record_->switched(overlays_); };
 }
 

@@ -77,12 +77,18 @@ void FakeQemu::add_node_commands() {
 }
 
 Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
+  if (command.driver == "null-co") {
+    graph_.open_null(command.node_name);
+    return {};
+  }
   if (command.driver != "qcow2" && command.driver != "raw")
     refuse("Parameter 'driver' does not accept value '{}'", command.driver);
-  if (const json::string* name = command.file.if_string())
+  if (!command.file)
+    refuse("A block device must be specified for \"file\"");
+  if (const json::string* name = command.file->if_string())
     graph_.lookup(std::string(*name));  // nbdelta never gives one that is there
   FileOptions file;
-  read_argument(command.file, file, "file");
+  read_argument(*command.file, file, "file");
   NodeOptions options;
   options.driver = command.driver;
   options.name = command.node_name;

@@ -20,6 +20,16 @@ void FakeQemu::add_query_commands() {
   commands_.add<QueryStatus>([this](const QueryStatus&) {
     return RunState{.running = run_state_ == "running", .status = run_state_};
   });
+  commands_.add<Stop>([this](const Stop&) {
+    if (run_state_ == "running")
+      change_run_state("paused", "STOP");
+    return Nothing{};
+  });
+  commands_.add<Cont>([this](const Cont&) {
+    if (run_state_ != "running")
+      change_run_state("running", "RESUME");
+    return Nothing{};
+  });
   commands_.add<QueryMigrate>([this](const QueryMigrate&) {
     MigrationInfo info;
     if (!migration_.empty())
@@ -33,6 +43,12 @@ void FakeQemu::add_query_commands() {
       infos.push_back({std::move(name)});
     return infos;
   });
+}
+
+void FakeQemu::change_run_state(const std::string& state, const std::string& event) {
+  run_state_ = state;
+  emit(event, {});
+  write_held_back();
 }
 
 /// Those of -drive go first, since they are known by a name.

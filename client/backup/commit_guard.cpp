@@ -59,6 +59,7 @@ asio::awaitable<void> end_watched(Environment& environment, const CommitWatch& w
   qmp::Client qmp(co_await environment.connect_qmp(watch.qmp), environment.clock());
   co_await open(qmp);
   co_await end_active(qmp, environment.files(), watch.job, watch.overlay_local);
+  co_await resume_guest(qmp, is_of(watch.job));
 }
 
 }  // namespace

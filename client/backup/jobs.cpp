@@ -111,9 +111,31 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
                         job.error ? ": " + *job.error : std::string());
 }
 
-/// From READY on, until the guest's writes do not wait any more. Throws Error; what is left is to
-/// be ended then.
+asio::awaitable<void> end_and_resume(qmp::Client& qmp, Files& files, qapi::JobInfo job,
+                                     CommitWatch watch, std::vector<std::string>& done) {
+  done.push_back(co_await end_job(qmp, files, std::move(job), watch.overlay_local));
+  std::string resumed = co_await resume_guest(qmp, is_of(watch.job));
+  if (!resumed.empty())
+    done.push_back(std::move(resumed));
+}
+
+/// A guest that stands already stays as it is.
+asio::awaitable<void> stop_guest(qmp::Client& qmp, std::string job) {
+  const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{}, kHurry);
+  if (!state.running)
+    co_return;
+  qapi::BlockdevAdd mark;
+  mark.driver = "null-co";
+  mark.node_name = stop_node_name(*session_of(job));
+  co_await qmp.call(std::move(mark), kHurry);
+  co_await qmp.call(qapi::Stop{}, kHurry);
+}
+
+/// From READY on, until the guest's writes do not wait any more, or it has been stopped. Throws
+/// Error; what is left is to be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
+  if (commit.stops_guest)
+    co_await stop_guest(qmp, commit.job);
   if (broken("mark-before-pending"))
     mark_committed(files, commit.overlay_local);
   const qapi::JobComplete job_complete{.id = commit.job};
@@ -125,27 +147,34 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
     mark_committed(files, commit.overlay_local);  // the guest's writes wait
   const qapi::JobFinalize job_finalize{.id = commit.job};
   co_await qmp.call(job_finalize, kHurry);
+  if (commit.stops_guest)
+    co_await wait_until(qmp, commit.job, "concluded", kCompletion, kHurry);
 }
 
-/// The same; where it fails, with `failure`, the job has been ended.
+/// The same, and the guest goes on; where it fails, with `failure`, the job has been ended.
 asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCommit commit,
                                         std::exception_ptr& failure) {
   try {
     co_await move_guest(qmp, files, commit);
-    co_return;
   } catch (const qmp::ChannelLost&) {
     throw;
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  co_await end_active(qmp, files, commit.job, commit.overlay_local);
+  if (failure)
+    co_await end_active(qmp, files, commit.job, commit.overlay_local);
+  if (commit.stops_guest && !broken("guest-left-standing"))
+    co_await resume_guest(qmp, is_of(commit.job));
 }
 
 /// From READY to the end, with a guard over the step in which the guest's writes wait.
 asio::awaitable<void> complete(qmp::Client& qmp, Environment& environment, ActiveCommit commit) {
   CommitGuard guard(environment);
+  // What may take its time, while nobody waits.
   if (!broken("next-start-on-committed-overlay"))
-    remove_current(environment.files(), commit.overlay_local);  // takes its time: not watched yet
+    remove_current(environment.files(), commit.overlay_local);
+  if (commit.stops_guest)
+    environment.files().sync(commit.overlay_local);
   const CommitWatch watch{
       .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
   if (!broken("commit-unguarded"))
@@ -192,12 +221,41 @@ asio::awaitable<bool> runs_on(qmp::Client& qmp, std::string node) {
 
 }  // namespace
 
+bool must_stop_guest(std::uint64_t qemu_major, image::Format base) {
+  return qemu_major < 10 && base == image::Format::raw && !broken("guest-not-stopped");
+}
+
+std::function<bool(const SessionId&)> is_of(const std::string& job) {
+  return [id = session_of(job)](const SessionId& each) { return each == id; };
+}
+
 asio::awaitable<std::string> end_active(qmp::Client& qmp, Files& files, std::string job,
                                         std::string overlay_local) {
   const std::optional<qapi::JobInfo> info = co_await query_job(qmp, job);
   if (!info)
     co_return std::string();
   co_return co_await end_job(qmp, files, *info, overlay_local);
+}
+
+asio::awaitable<std::string> resume_guest(qmp::Client& qmp,
+                                          std::function<bool(const SessionId&)> is_ours) {
+  std::string done;
+  const qapi::QueryNamedBlockNodes query{.flat = true};
+  const auto nodes = co_await qmp.call(query);
+  for (const qapi::NodeInfo& node : nodes) {
+    const std::string name = node.node_name.value_or("");
+    const auto session = session_of(name);
+    if (!session || name != stop_node_name(*session) || !is_ours(*session))
+      continue;
+    const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{});
+    if (state.status == "paused") {
+      co_await qmp.call(qapi::Cont{});
+      done = "let the guest go on, which a commit had stopped";
+    }
+    const qapi::BlockdevDel blockdev_del{.node_name = name};
+    co_await qmp.call(blockdev_del);
+  }
+  co_return done;
 }
 
 asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
@@ -306,7 +364,8 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
   files.sync(commit.above_local);  // QEMU does not; and the committed file is about to go
 }
 
-asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
+asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Environment& environment,
+                                                   std::string qmp_address,
                                                    std::function<bool(const SessionId&)> is_ours,
                                                    std::map<std::string, std::string> tops) {
   std::vector<std::string> done;
@@ -316,9 +375,22 @@ asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& file
     if (!session || !is_ours(*session))
       continue;
     const auto top = tops.find(job.id);
-    const std::string overlay = top == tops.end() ? std::string() : top->second;
-    done.push_back(co_await end_job(qmp, files, job, overlay));
+    const CommitWatch watch{.qmp = qmp_address,
+                            .job = job.id,
+                            .overlay_local = top == tops.end() ? std::string() : top->second};
+    asio::awaitable<void> step = end_and_resume(qmp, environment.files(), job, watch, done);
+    if (job.status != "waiting" && job.status != "pending") {
+      co_await std::move(step);
+      continue;
+    }
+    CommitGuard guard(environment);
+    co_await guard.watch(watch);
+    co_await guard.during(std::move(step));
+    co_await guard.release();
   }
+  const std::string resumed = co_await resume_guest(qmp, is_ours);
+  if (!resumed.empty())
+    done.push_back(resumed);
   co_return done;
 }
 

@@ -26,7 +26,13 @@ struct ActiveCommit {
   std::string overlay_local;
   std::string qmp_address;
   Clock::Duration ready_deadline{};
+  bool stops_guest = false;  // see must_stop_guest()
 };
+
+/// QEMU (7.2, not 10.0) aborts when an active commit into a raw base moves a guest of which a write
+/// waits in QEMU: the guest is moved before the file below is open for writing to it. A guest that
+/// is stopped sends none.
+bool must_stop_guest(std::uint64_t qemu_major, image::Format base);
 
 /// Commits `top`, what is between, and what the guest writes meanwhile, into the base, and moves
 /// the guest there. Throws Error with what the job said; the guest is where it was then.
@@ -35,6 +41,8 @@ struct ActiveCommit {
 /// QEMU does not finalize by itself) holds the guest's writes back, with the base flushed; then the
 /// overlay is marked as committed, then the guest moves. That must not take long, nor depend on
 /// this process: a CommitGuard ends the job when we die, and sees to that where we are stopped.
+/// Where the guest must be stopped for it, that ends with the same step, and a node named by
+/// stop_node_name() says that it was us.
 asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
                                          ActiveCommit commit);
 
@@ -42,6 +50,14 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environm
 /// committed, and stays otherwise. Returns what was done; empty where there was no such job.
 asio::awaitable<std::string> end_active(qmp::Client& qmp, Files& files, std::string job,
                                         std::string overlay_local);
+
+/// Whether a session is the one that a job is of.
+std::function<bool(const SessionId&)> is_of(const std::string& job);
+
+/// Lets the guest go on where such a commit has stopped it and nobody has let it go on since.
+/// Returns what was done; empty where it has not.
+asio::awaitable<std::string> resume_guest(qmp::Client& qmp,
+                                          std::function<bool(const SessionId&)> is_ours);
 
 /// A commit of what the guest only reads.
 struct LowerCommit {
@@ -69,9 +85,11 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
 /// Has QEMU give a node up. Returns why it does not; empty where it is gone, also before.
 asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node);
 
-/// Ends each job of ours; says which. `tops`: by the name of its job, the overlay (local) that a
-/// disk runs on.
-asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Files& files,
+/// Ends each job of ours, under a CommitGuard where the guest's writes wait for it, and lets the
+/// guest go on; says what was done. `tops`: by the name of its job, the overlay (local) that a disk
+/// runs on.
+asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Environment& environment,
+                                                   std::string qmp_address,
                                                    std::function<bool(const SessionId&)> is_ours,
                                                    std::map<std::string, std::string> tops);
 

@@ -45,6 +45,10 @@ std::string lower_job_name(const SessionId& id, std::size_t index) {
   return overlay_node_name(id, index) + "-b";
 }
 
+std::string stop_node_name(const SessionId& id) {
+  return bitmap_name(id) + "-s";
+}
+
 std::optional<SessionId> session_of(std::string_view name) {
   if (!name.starts_with(kPrefix))
     return std::nullopt;

@@ -30,6 +30,8 @@ std::string overlay_file_name(const SessionId& id, std::string_view disk_name);
 std::string active_job_name(const SessionId& id, std::size_t index);
 /// The commit of an overlay below that.
 std::string lower_job_name(const SessionId& id, std::size_t index);
+/// The node that says that it was a commit that has stopped the guest, for a moment.
+std::string stop_node_name(const SessionId& id);
 
 /// Which session a bitmap, node, job or file is of; nothing where the name is not one of ours.
 std::optional<SessionId> session_of(std::string_view name);

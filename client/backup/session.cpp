@@ -68,7 +68,6 @@ asio::awaitable<void> Session::connect() {
   co_await open_channel();
   const qapi::Greeting greeting = co_await qmp_->open();
   manifest_.qemu_version = version_text(greeting);
-  qemu_major_ = greeting.major;
   co_await check_commands(greeting);
 }
 
@@ -184,7 +183,7 @@ asio::awaitable<Plan> Session::make_plan_now() {
   const std::string open_chain = journal_ ? journal_->chain : open_chain_;
   situation.session_is_open = !open_chain.empty();
   situation.new_chain = open_chain.empty() ? chain_name(environment_->random()) : open_chain;
-  if (qemu_major_ < 9) {
+  if (qmp_->major() < 9) {
     // nbd_blockdev_client_closed() asserts that it runs in the main thread.
     const auto iothreads = co_await qmp_->call(qapi::QueryIothreads{});
     situation.exports_abort_qemu = !iothreads.empty();

@@ -123,7 +123,6 @@ class Session {
   std::unique_ptr<qmp::Client> qmp_;
   std::unique_ptr<Lock> lock_;
   std::optional<Journal> journal_;
-  std::uint64_t qemu_major_ = 0;
   std::string open_chain_;  // of an earlier session, whose overlay is kept; empty: none is
   Plan plan_;
   std::string previous_point_;  // the folder of the latest restore point

@@ -121,7 +121,7 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
     file["cache"] = {{"direct", true}};
   const qapi::BlockdevAdd blockdev_add{.driver = "qcow2",
                                        .node_name = entry.overlay_node,
-                                       .file = file,
+                                       .file = std::move(file),
                                        .backing = qapi::json::value(nullptr),
                                        .read_only = std::nullopt,
                                        .discard = "unmap"};

@@ -83,7 +83,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
     if (!disk.overlays.empty())
       tops[active_job_name(disk.overlays.front().session, disk.index)] =
           disk.overlays.front().local;
-  std::vector<std::string> ended = co_await end_jobs(*qmp_, environment_->files(), is_ours, tops);
+  std::vector<std::string> ended =
+      co_await end_jobs(*qmp_, *environment_, options_->qmp, is_ours, tops);
   for (std::string& done : ended)
     settled_.done.push_back(std::move(done));
 
@@ -285,7 +286,8 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
                             .base = disk.base_node,
                             .overlay_local = overlay.local,
                             .qmp_address = options_->qmp,
-                            .ready_deadline = options_->commit_deadline};
+                            .ready_deadline = options_->commit_deadline,
+                            .stops_guest = must_stop_guest(qmp_->major(), disk.base_format)};
   if (broken("overlay-removed-before-commit"))
     drop_overlay(overlay.local, disk.base_local);
   const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);

@@ -19,6 +19,7 @@ asio::awaitable<qapi::Greeting> Client::open(Clock::Duration timeout) {
   const auto* greeting = std::get_if<qapi::Greeting>(&first);
   if (greeting == nullptr)
     fail(EPROTO, "{}: is no QMP server: it does not begin with a greeting", name());
+  major_ = greeting->major;
   const qapi::Command enable{.name = "qmp_capabilities", .arguments = {}, .id = std::nullopt};
   co_await execute(enable, deadline - clock_->now());
   co_return *greeting;

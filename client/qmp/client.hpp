@@ -49,6 +49,8 @@ class Client {
   void watch(std::function<void(const qapi::Event&)> watcher) { watcher_ = std::move(watcher); }
 
   const std::string& name() const { return channel_->name(); }
+  /// QEMU's version, after open().
+  std::uint64_t major() const { return major_; }
   Clock& clock() { return *clock_; }
 
  private:
@@ -63,6 +65,7 @@ class Client {
   std::deque<qapi::Event> events_;
   std::function<void(const qapi::Event&)> watcher_ = [](const qapi::Event&) {};
   std::int64_t last_id_ = 0;
+  std::uint64_t major_ = 0;
 };
 
 }  // namespace nbdelta::client::qmp

@@ -77,7 +77,7 @@ TEST(Transaction, HoldsTheSwitchOfADisk) {
 TEST(BlockdevAdd, TellsNoBackingFromWhatTheHeaderSays) {
   BlockdevAdd command{.driver = "qcow2",
                       .node_name = "nbdelta-o",
-                      .file = {{"driver", "file"}, {"filename", "ovl.qcow2"}},
+                      .file = json::value{{"driver", "file"}, {"filename", "ovl.qcow2"}},
                       .backing = {},
                       .read_only = {},
                       .discard = {}};

@@ -115,8 +115,10 @@ class PluginServer final : public Server {
     const Listen& listen = request_.listen;
     const std::string_view tls = listen.tls_certificates.empty() ? "nbd" : "nbds";
     if (listen.socket.empty())
-      return fmt::format("{}://{}:{}/{}", tls, listen.host, listen.port,
-                         percent_encoded(export_name));
+      return fmt::format(
+          "{}://{}:{}/{}", tls,
+          listen.host.find(':') == std::string::npos ? listen.host : '[' + listen.host + ']',
+          listen.port, percent_encoded(export_name));
     return fmt::format("{}+unix:///{}?socket={}", tls, percent_encoded(export_name),
                        percent_encoded(listen.socket));
   }

@@ -26,12 +26,26 @@ std::string devices(const std::string& top) {
          R"("virtual-size": 1024}}}])";
 }
 
+/// QEMU has this node.
+std::string nodes(const std::string& name) {
+  return R"([{"node-name": ")" + name +
+         R"(", "drv": "null-co", "file": "null-co://", "ro": false, "backing_file_depth": 0, )"
+         R"("write_threshold": 0, "image": {"filename": "null-co://", "format": "null-co", )"
+         R"("virtual-size": 1024}}])";
+}
+
+std::string run_state(const std::string& status) {
+  return R"({"running": )" + std::string(status == "running" ? "true" : "false") +
+         R"(, "status": ")" + status + R"("})";
+}
+
 /// What QEMU says, and what must come of it.
 struct Row {
   const char* name;
   Answers answers;
   std::string outcome;  // "committed", "not_ready", or a part of the error
   bool marked;          // afterwards
+  bool stops_guest = false;
 };
 
 class Jobs : public Conversation {
@@ -54,6 +68,7 @@ class Jobs : public Conversation {
   void expect(const Row& row) {
     SCOPED_TRACE(row.name);
     unmark_committed(files_, overlay_);
+    files_.write_text(overlay_, "");
     start_guard();
     Ends ends = connection("QMP at here");
     qmp::Client client(std::move(ends.first), clock_);
@@ -65,7 +80,8 @@ class Jobs : public Conversation {
                                 .base = "base",
                                 .overlay_local = overlay_,
                                 .qmp_address = "here",
-                                .ready_deadline = 10s};
+                                .ready_deadline = 10s,
+                                .stops_guest = row.stops_guest};
       try {
         const CommitEnd end = co_await commit_active(client, environment_, commit);
         outcome = end == CommitEnd::committed ? "committed" : "not_ready";
@@ -175,6 +191,66 @@ TEST_F(Jobs, ACommitIsJudgedByWhereTheGuestIs) {
   };
   for (const Row& row : kRows)
     expect(row);
+}
+
+TEST_F(Jobs, AGuestThatWasStoppedGoesOn) {
+  const std::string mark = "nbdelta-0123abcd-0002-s";
+  expect({"the_usual",
+          {{"block-commit", "{}"},
+           {"query-jobs", job("ready")},
+           {"query-status", run_state("running")},
+           {"blockdev-add", "{}"},
+           {"stop", "{}"},
+           {"job-complete", "{}"},
+           {"query-jobs", job("pending")},
+           {"job-finalize", "{}"},
+           {"query-jobs", job("concluded")},
+           {"query-named-block-nodes", nodes(mark)},
+           {"query-status", run_state("paused")},
+           {"cont", "{}"},
+           {"blockdev-del", "{}"},
+           {"query-jobs", job("concluded")},
+           {"query-jobs", job("concluded")},
+           {"job-dismiss", "{}"},
+           {"query-block", devices("base")}},
+          "committed",
+          true,
+          true});
+  expect({"somebody_else_has_stopped_it",
+          {{"block-commit", "{}"},
+           {"query-jobs", job("ready")},
+           {"query-status", run_state("paused")},
+           {"job-complete", "{}"},
+           {"query-jobs", job("pending")},
+           {"job-finalize", "{}"},
+           {"query-jobs", job("concluded")},
+           {"query-named-block-nodes", nodes("nbdelta-0123abcd-0003-s")},
+           {"query-jobs", job("concluded")},
+           {"query-jobs", job("concluded")},
+           {"job-dismiss", "{}"},
+           {"query-block", devices("base")}},
+          "committed",
+          true,
+          true});
+  expect({"late_to_stop",
+          {{"block-commit", "{}"},
+           {"query-jobs", job("ready")},
+           {"query-status", run_state("running")},
+           {"blockdev-add", "{}"},
+           {"stop", "{}", 6s},
+           {"query-jobs", job("ready")},
+           {"job-cancel", "{}"},
+           {"query-jobs", job("concluded", "Operation canceled")},
+           {"job-dismiss", "{}"},
+           {"query-named-block-nodes", nodes(mark)},
+           {"query-status", run_state("paused")},
+           {"cont", "{}"},
+           {"blockdev-del", "{}"},
+           {"query-jobs", "[]"},
+           {"query-block", devices("overlay")}},
+          "stop was not answered in 5 s",
+          false,
+          true});
 }
 
 TEST_F(Jobs, ACommitThatIsNeverReadyIsCancelled) {

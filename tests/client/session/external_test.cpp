@@ -162,12 +162,26 @@ TEST_F(External, AFolderForSocketsThatIsNotThereIsAUsageError) {
 
 TEST_F(External, OverTcp) {
   machine_.write_at_random(random_, 20);
-  const std::string port = std::to_string(20000 + random_.below(20000));
-  const json::value begun = begin({"--listen", "127.0.0.1:" + port});
-  EXPECT_EQ(uri_of(begun), "nbd://127.0.0.1:" + port + "/image");
-  run_ok({"nbdcopy", uri_of(begun), copy("copy.raw")});
-  EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
-  end("--success");
+  for (const std::string host : {"127.0.0.1", "[::1]"}) {
+    const std::string address = host + ":" + std::to_string(20000 + random_.below(20000));
+    const json::value begun = begin({"--listen", address});
+    EXPECT_EQ(uri_of(begun), "nbd://" + address + "/image");
+    run_ok({"nbdcopy", uri_of(begun), copy("copy.raw")});
+    EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
+    end("--failure");
+  }
+}
+
+/// Who cannot be told the URIs cannot end the session on his own.
+TEST_F(External, SaysThatTheSessionIsOpenWhereItsOutputIsLost) {
+  Command words{"sh", "-c", "exec \"$@\" >/dev/full", "sh"};
+  const Command begin = points_.command("begin", {"--quiesce", "no"});
+  words.insert(words.end(), begin.begin(), begin.end());
+  const Outcome outcome = run(words);
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_THAT(outcome.err, HasSubstr("nbdelta end --failure"));
+  end("--failure");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
 }
 
 TEST_F(External, OverTcpWithTls) {
