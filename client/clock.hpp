@@ -27,18 +27,26 @@ class Clock {
 
   virtual ~Clock() = default;
   virtual Time now() const = 0;
-  /// Can be cancelled.
-  virtual asio::awaitable<void> wait_until(Time time) = 0;
+  /// Until then, or until it is cancelled: that is no error here, since whatever waits for an
+  /// answer cancels a deadline, and an exception for each would cost more than all else.
+  virtual asio::awaitable<void> pass_until(Time time) = 0;
 
+  /// Can be cancelled, and throws then.
+  asio::awaitable<void> wait_until(Time time) {
+    co_await pass_until(time);
+    const auto state = co_await asio::this_coro::cancellation_state;
+    if (state.cancelled() != asio::cancellation_type::none)
+      throw boost::system::system_error(asio::error::operation_aborted);
+  }
   asio::awaitable<void> wait(Duration duration) { return wait_until(now() + duration); }
 };
 
 class RealClock final : public Clock {
  public:
   Time now() const override { return std::chrono::steady_clock::now(); }
-  asio::awaitable<void> wait_until(Time time) override {
+  asio::awaitable<void> pass_until(Time time) override {
     asio::steady_timer timer(co_await asio::this_coro::executor, time);
-    co_await timer.async_wait(asio::use_awaitable);
+    co_await timer.async_wait(asio::as_tuple(asio::use_awaitable));
   }
 };
 
@@ -58,6 +66,9 @@ inline asio::awaitable<bool> either(asio::awaitable<void> operation, asio::await
     std::rethrow_exception(error);
   if (other_error)
     std::rethrow_exception(other_error);
+  const auto state = co_await asio::this_coro::cancellation_state;
+  if (state.cancelled() != asio::cancellation_type::none)  // both were
+    throw boost::system::system_error(asio::error::operation_aborted);
   co_return false;
 }
 
@@ -66,7 +77,7 @@ template <class T>
 asio::awaitable<T> before(Clock& clock, Clock::Time deadline, asio::awaitable<T> operation,
                           std::string what) {
   if constexpr (std::is_void_v<T>) {
-    const bool in_time = co_await either(std::move(operation), clock.wait_until(deadline));
+    const bool in_time = co_await either(std::move(operation), clock.pass_until(deadline));
     if (!in_time)
       throw TimedOut(what);
   } else {
@@ -75,7 +86,7 @@ asio::awaitable<T> before(Clock& clock, Clock::Time deadline, asio::awaitable<T>
       to.emplace(co_await std::move(from));
     };
     asio::awaitable<void> kept = keep(std::move(operation), result);
-    const bool in_time = co_await either(std::move(kept), clock.wait_until(deadline));
+    const bool in_time = co_await either(std::move(kept), clock.pass_until(deadline));
     if (!in_time)
       throw TimedOut(what);
     co_return std::move(*result);

@@ -42,7 +42,7 @@ Command to_command(const T& command) {
 template <TypedCommand T>
 typename T::Result result_from(const json::value& value) {
   typename T::Result result{};
-  from_json(value, result, std::string(T::kName));
+  from_json(value, result, T::kName);
   return result;
 }
 
@@ -50,7 +50,7 @@ typename T::Result result_from(const json::value& value) {
 template <TypedCommand T>
 T arguments_of(const Command& command) {
   T typed{};
-  from_json(json::value(command.arguments), typed, std::string(T::kName));
+  from_json(json::value(command.arguments), typed, T::kName);
   return typed;
 }
 
@@ -58,7 +58,7 @@ T arguments_of(const Command& command) {
 template <class T>
 T event_data(const Event& event) {
   T typed{};
-  from_json(json::value(event.data), typed, std::string(T::kName));
+  from_json(json::value(event.data), typed, T::kName);
   return typed;
 }
 

@@ -42,12 +42,34 @@ struct IsOptional : std::false_type {};
 template <class T>
 struct IsOptional<std::optional<T>> : std::true_type {};
 
+/// Where in a message a value stands: "query-block[0].inserted". Its text is made only where
+/// something is wrong; borrows what it is made of.
+class Place {
+ public:
+  Place(std::string_view root) : name_(root) {}
+  Place(const std::string& root) : name_(root) {}
+  Place(const char* root) : name_(root) {}
+  Place(const Place& parent, std::string_view member) : parent_(&parent), name_(member) {}
+  Place(const Place& parent, std::size_t index) : parent_(&parent), index_(index) {}
+
+  std::string text() const {
+    if (parent_ == nullptr)
+      return std::string(name_);
+    return index_ ? fmt::format("{}[{}]", parent_->text(), *index_)
+                  : fmt::format("{}.{}", parent_->text(), name_);
+  }
+
+ private:
+  const Place* parent_ = nullptr;
+  std::string_view name_;
+  std::optional<std::size_t> index_;
+};
+
 template <class T>
 json::value to_json(const T& value);
-/// `where` is for messages: "query-block: [0].inserted". Throws Error (EPROTO) that says what was
-/// expected there.
+/// Throws Error (EPROTO) that says what was expected where.
 template <class T>
-void from_json(const json::value& value, T& out, const std::string& where);
+void from_json(const json::value& value, T& out, const Place& where);
 
 class FieldWriter {
  public:
@@ -57,9 +79,9 @@ class FieldWriter {
   void operator()(std::string_view name, const T& value) {
     if constexpr (IsOptional<T>::value) {
       if (value)
-        out_[name] = to_json(*value);
+        out_.emplace(name, to_json(*value));
     } else {
-      out_[name] = to_json(value);
+      out_.emplace(name, to_json(value));
     }
   }
 
@@ -69,28 +91,28 @@ class FieldWriter {
 
 class FieldReader {
  public:
-  FieldReader(const json::object& in, const std::string& where) : in_(in), where_(where) {}
+  FieldReader(const json::object& in, const Place& where) : in_(in), where_(where) {}
 
   template <class T>
   void operator()(std::string_view name, T& out) {
     const json::value* value = in_.if_contains(name);
-    const std::string path = where_ + "." + std::string(name);
+    const Place place(where_, name);
     if constexpr (std::same_as<T, std::optional<json::value>>) {
       if (value != nullptr)
         out = *value;  // null means something here
     } else if constexpr (IsOptional<T>::value) {
       if (value != nullptr && !value->is_null())
-        from_json(*value, out.emplace(), path);
+        from_json(*value, out.emplace(), place);
     } else {
       if (value == nullptr)
-        fail(EPROTO, "{} is missing", path);
-      from_json(*value, out, path);
+        fail(EPROTO, "{} is missing", place.text());
+      from_json(*value, out, place);
     }
   }
 
  private:
   const json::object& in_;
-  const std::string& where_;
+  const Place& where_;
 };
 
 template <class T>
@@ -111,42 +133,43 @@ json::value to_json(const T& value) {
 }
 
 template <class T>
-void integer_from_json(const json::value& value, T& out, const std::string& where) {
+void integer_from_json(const json::value& value, T& out, const Place& where) {
   json::error_code status;
   out = value.to_number<T>(status);
   if (status || value.is_double())
-    fail(EPROTO, "{} is not a number from {} to {}", where, std::numeric_limits<T>::min(),
+    fail(EPROTO, "{} is not a number from {} to {}", where.text(), std::numeric_limits<T>::min(),
          std::numeric_limits<T>::max());
 }
 
 template <class T>
-void from_json(const json::value& value, T& out, const std::string& where) {
+void from_json(const json::value& value, T& out, const Place& where) {
   if constexpr (Structure<T>) {
     if (!value.is_object())
-      fail(EPROTO, "{} is not an object", where);
+      fail(EPROTO, "{} is not an object", where.text());
     FieldReader reader(value.get_object(), where);
     out.fields(reader);
   } else if constexpr (IsVector<T>::value) {
     if (!value.is_array())
-      fail(EPROTO, "{} is not an array", where);
+      fail(EPROTO, "{} is not an array", where.text());
     out.clear();
+    out.reserve(value.get_array().size());
     for (const json::value& each : value.get_array()) {
-      const std::string place = fmt::format("{}[{}]", where, out.size());
+      const Place place(where, out.size());
       from_json(each, out.emplace_back(), place);
     }
   } else if constexpr (std::same_as<T, bool>) {
     if (!value.is_bool())
-      fail(EPROTO, "{} is not true or false", where);
+      fail(EPROTO, "{} is not true or false", where.text());
     out = value.get_bool();
   } else if constexpr (std::integral<T>) {
     integer_from_json(value, out, where);
   } else if constexpr (std::same_as<T, std::string>) {
     if (!value.is_string())
-      fail(EPROTO, "{} is not a string", where);
+      fail(EPROTO, "{} is not a string", where.text());
     out = std::string(value.get_string());
   } else if constexpr (std::same_as<T, json::object>) {
     if (!value.is_object())
-      fail(EPROTO, "{} is not an object", where);
+      fail(EPROTO, "{} is not an object", where.text());
     out = value.get_object();
   } else {
     static_assert(std::same_as<T, json::value>, "a type that JSON messages do not have");

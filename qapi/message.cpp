@@ -1,7 +1,9 @@
 #include "qapi/message.hpp"
 
+#include <boost/json/monotonic_resource.hpp>
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
+#include <utility>
 
 namespace nbdelta::qapi {
 namespace {
@@ -29,9 +31,10 @@ const json::object* object_at(const json::object& object, std::string_view name)
   return value == nullptr ? nullptr : value->if_object();
 }
 
-std::optional<json::value> id_of(const json::object& message) {
-  const json::value* id = member(message, "id");
-  return id == nullptr ? std::nullopt : std::optional(*id);
+/// Out of the message.
+std::optional<json::value> take_id(json::object& message) {
+  json::value* id = message.if_contains("id");
+  return id == nullptr ? std::nullopt : std::optional(std::move(*id));
 }
 
 Greeting parse_greeting(const json::object& qmp) {
@@ -48,10 +51,11 @@ Greeting parse_greeting(const json::object& qmp) {
   return greeting;
 }
 
-Event parse_event(const json::object& message) {
+Event take_event(json::object& message) {
   Event event{.name = text(message, "event"), .data = {}};
-  if (const json::object* data = object_at(message, "data"))
-    event.data = *data;
+  json::value* data = message.if_contains("data");
+  if (data != nullptr && data->is_object())
+    event.data = std::move(data->get_object());
   if (const json::object* time = object_at(message, "timestamp")) {
     event.seconds = number(*time, "seconds");
     event.microseconds = number(*time, "microseconds");
@@ -63,9 +67,9 @@ Event parse_event(const json::object& message) {
   throw CommandError({}, ErrorReply{"GenericError", std::string(description), std::nullopt});
 }
 
-std::string line_of(json::object message, const std::optional<json::value>& id) {
+std::string line_of(json::object message, std::optional<json::value> id) {
   if (id)
-    message["id"] = *id;
+    message.emplace("id", std::move(*id));
   return json::serialize(message);
 }
 
@@ -73,17 +77,19 @@ std::string line_of(json::object message, const std::optional<json::value>& id) 
 
 ServerMessage parse_server_message(std::string_view line) {
   json::error_code status;
-  const json::value parsed = json::parse(line, status);
-  const json::object* message = status ? nullptr : parsed.if_object();
+  // A list of nodes is thousands of values, which are read once and go together.
+  json::value parsed =
+      json::parse(line, status, json::make_shared_resource<json::monotonic_resource>());
+  json::object* message = status ? nullptr : parsed.if_object();
   if (message != nullptr) {
     if (const json::object* qmp = object_at(*message, "QMP"))
       return parse_greeting(*qmp);
-    if (const json::value* value = member(*message, "return"))
-      return Return{*value, id_of(*message)};
+    if (json::value* value = message->if_contains("return"))
+      return Return{std::move(*value), take_id(*message)};
     if (const json::object* error = object_at(*message, "error"))
-      return ErrorReply{text(*error, "class"), text(*error, "desc"), id_of(*message)};
+      return ErrorReply{text(*error, "class"), text(*error, "desc"), take_id(*message)};
     if (member(*message, "event") != nullptr)
-      return parse_event(*message);
+      return take_event(*message);
   }
   fail(EPROTO, "is no message of QMP or the guest agent: {}",
        json::serialize(json::string(line.substr(0, kQuoted))));
@@ -91,25 +97,25 @@ ServerMessage parse_server_message(std::string_view line) {
 
 Command parse_command(std::string_view line) {
   json::error_code status;
-  const json::value parsed = json::parse(line, status);
+  json::value parsed = json::parse(line, status);
   if (status)
     refuse_command("Invalid JSON syntax");
-  return command_of(parsed);
+  return command_of(std::move(parsed));
 }
 
-Command command_of(const json::value& parsed) {
-  const json::object* message = parsed.if_object();
+Command command_of(json::value parsed) {
+  json::object* message = parsed.if_object();
   if (message == nullptr)
     refuse_command("QMP input must be a JSON object");
   Command command;
-  command.id = id_of(*message);
-  for (const auto& [key, value] : *message) {
+  command.id = take_id(*message);
+  for (auto& [key, value] : *message) {
     if (key == "execute" && value.is_string())
       command.name = std::string(value.get_string());
     else if (key == "execute")
       refuse_command("QMP input member 'execute' must be a string");
     else if (key == "arguments" && value.is_object())
-      command.arguments = value.get_object();
+      command.arguments = std::move(value.get_object());
     else if (key == "arguments")
       refuse_command("QMP input member 'arguments' must be an object");
     else if (key != "id")
@@ -137,8 +143,10 @@ std::string to_line(const Command& command) {
   return line_of(std::move(message), command.id);
 }
 
-std::string to_line(const Return& reply) {
-  return line_of({{"return", reply.value}}, reply.id);
+std::string to_line(Return reply) {
+  json::object message;
+  message.emplace("return", std::move(reply.value));
+  return line_of(std::move(message), std::move(reply.id));
 }
 
 std::string to_line(const ErrorReply& error) {
@@ -146,12 +154,12 @@ std::string to_line(const ErrorReply& error) {
                  error.id);
 }
 
-std::string to_line(const Event& event) {
+std::string to_line(Event event) {
   json::object message{
       {"timestamp", {{"seconds", event.seconds}, {"microseconds", event.microseconds}}},
       {"event", event.name}};
   if (!event.data.empty())
-    message["data"] = event.data;
+    message.emplace("data", std::move(event.data));
   return json::serialize(message);
 }
 

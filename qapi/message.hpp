@@ -60,15 +60,15 @@ using ServerMessage = std::variant<Greeting, Return, ErrorReply, Event>;
 ServerMessage parse_server_message(std::string_view line);
 
 /// As a server takes it. Throws CommandError (class GenericError) in QEMU's words.
-Command command_of(const json::value& message);
+Command command_of(json::value message);
 Command parse_command(std::string_view line);
 
 /// One line without its end.
 std::string to_line(const Greeting& greeting);
 std::string to_line(const Command& command);
-std::string to_line(const Return& reply);
+std::string to_line(Return reply);
 std::string to_line(const ErrorReply& error);
-std::string to_line(const Event& event);
+std::string to_line(Event event);
 
 /// A command that was answered with an error.
 class CommandError : public Error {

@@ -68,7 +68,7 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message, Clock::Time begun) {
       if (const json::value* id = object->if_contains("id"))
         error.id = *id;
     try {
-      qapi::Command command = qapi::command_of(message.value);
+      qapi::Command command = qapi::command_of(std::move(message.value));
       const std::string name = command.name;
       co_await carry_out(std::move(command));
       carried_out(name, begun);

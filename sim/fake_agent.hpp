@@ -39,6 +39,8 @@ class FakeAgent {
   asio::awaitable<void> serve(std::unique_ptr<client::qmp::Channel> channel);
 
   bool frozen() const { return frozen_ != 0; }
+  /// With a command, which keeps the next ones waiting.
+  bool busy() const { return working_; }
   std::int64_t file_systems = 2;
   Clock::Duration command_time = std::chrono::microseconds(200);
   Clock::Duration thaw_time = std::chrono::milliseconds(5);

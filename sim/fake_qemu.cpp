@@ -120,7 +120,7 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
     if (const json::value* id = object->if_contains("id"))
       error.id = *id;
   try {
-    qapi::Command command = qapi::command_of(message.value);
+    qapi::Command command = qapi::command_of(std::move(message.value));
     hooks_.arrived(command);
     json::value value = co_await carry_out(monitor, std::move(command));
     hooks_.answered("");

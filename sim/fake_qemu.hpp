@@ -65,7 +65,7 @@ struct QemuHooks {
   };
   /// After an effect that a crash could fall upon: QEMU may be killed here.
   std::function<void(std::string_view what)> step = [](std::string_view) {};
-  /// Whether a job fails when it copies next.
+  /// Whether a job fails when it copies next, or when it is finalized.
   std::function<std::optional<std::string>(const std::string& job)> job_error =
       [](const std::string&) { return std::nullopt; };
   /// Before a write of the guest's is carried out, which may be later than it was sent.

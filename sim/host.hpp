@@ -61,6 +61,8 @@ class Host {
   }
   /// Something that a crash could fall upon has been done, by `self`. May throw, which ends that.
   virtual void step(const std::string& /*what*/, Process* /*self*/) {}
+  /// A file was removed by a session.
+  virtual void removed(const std::string& /*path*/) {}
 
   void kill_plugin(Plugin& plugin) {
     if (!plugin.alive)

@@ -43,7 +43,8 @@ void FakeQemu::add_job_commands() {
     return Nothing{};
   });
   commands_.add<JobFinalize>([this](const JobFinalize& command) {
-    conclude(job_in(command.id, "finalize", {"pending"}), "");
+    Job& job = job_in(command.id, "finalize", {"pending"});
+    conclude(job, hooks_.job_error(job.id).value_or(""));
     return Nothing{};
   });
   commands_.add<JobDismiss>([this](const JobDismiss& command) {

@@ -56,7 +56,9 @@ class PipeEnd final : public Channel {
       if (in_->closed)
         throw ChannelLost(ECONNRESET, name_ + ": the other end has closed the connection");
       in_->reader = std::make_shared<Parked>();
-      co_await process_->park(in_->reader);
+      const auto error = co_await process_->park(in_->reader);
+      if (error)
+        throw boost::system::system_error(error);
     }
     if (in_->messages.front().arrives > process_->clock().now())
       co_await process_->clock().wait_until(in_->messages.front().arrives);

@@ -72,7 +72,7 @@ void Process::kill() {
   loop_.reset();
 }
 
-asio::awaitable<void> Process::park(std::shared_ptr<Parked> parked) {
+asio::awaitable<boost::system::error_code> Process::park(std::shared_ptr<Parked> parked) {
   if (parked_.size() > 32)
     std::erase_if(parked_, [](const auto& each) { return !each->waits(); });
   parked_.push_back(parked);
@@ -92,11 +92,14 @@ asio::awaitable<void> Process::park(std::shared_ptr<Parked> parked) {
         waiting->resume(asio::error::operation_aborted);
     });
   };
-  co_await asio::async_initiate<const asio::use_awaitable_t<>, void(boost::system::error_code)>(
-      start, asio::use_awaitable);
+  constexpr auto kToken = asio::as_tuple(asio::use_awaitable);
+  const auto [error] =
+      co_await asio::async_initiate<decltype(kToken), void(boost::system::error_code)>(start,
+                                                                                       kToken);
+  co_return error;
 }
 
-asio::awaitable<void> Process::ProcessClock::wait_until(Time time) {
+asio::awaitable<void> Process::ProcessClock::pass_until(Time time) {
   auto parked = std::make_shared<Parked>();
   process_->time_->wake_at(time, parked);
   co_await process_->park(std::move(parked));

@@ -77,15 +77,15 @@ class Process {
   void stop() { stopped_ = true; }
   void go_on() { stopped_ = false; }
 
-  /// Until `parked` is resumed. Can be cancelled.
-  asio::awaitable<void> park(std::shared_ptr<Parked> parked);
+  /// Until `parked` is resumed, or this is cancelled: returns with what.
+  asio::awaitable<boost::system::error_code> park(std::shared_ptr<Parked> parked);
 
  private:
   class ProcessClock final : public Clock {
    public:
     explicit ProcessClock(Process& process) : process_(&process) {}
     Time now() const override { return std::max(process_->time_->now(), process_->busy_until_); }
-    asio::awaitable<void> wait_until(Time time) override;
+    asio::awaitable<void> pass_until(Time time) override;
 
    private:
     Process* process_;

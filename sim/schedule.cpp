@@ -56,6 +56,8 @@ void draw_load(Schedule& schedule) {
   schedule.expire_ms = random.pick(kExpire);
   static constexpr std::uint32_t kFree[] = {100, 100, 12, 4};
   schedule.free_granules = random.pick(kFree);
+  static constexpr std::uint32_t kAtSteps[] = {0, 0, 5, 50};
+  schedule.writes_at_steps = random.pick(kAtSteps);
 }
 
 /// Likewise, of the kinds that came later.
@@ -123,10 +125,11 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
 std::string Schedule::text() const {
   std::string text = fmt::format(
       "seed {}: tracking {}, quiesce {}, QEMU {}, commit deadline {} ms, {} granules free\n"
-      "  guest: {}{}{}, a write each {} us, written back after {} ms\n",
+      "  guest: {}{}{}, a write each {} us, written back after {} ms, and at {} % of the steps\n",
       seed, by_overlay ? "overlay" : "bitmap", quiesce, old_qemu ? "7.2" : "10.0",
       commit_deadline_ms, free_granules, pattern_names()[static_cast<std::size_t>(pattern)],
-      direct ? ", direct" : "", odd ? ", parts of granules" : "", write_pause_us, expire_ms);
+      direct ? ", direct" : "", odd ? ", parts of granules" : "", write_pause_us, expire_ms,
+      writes_at_steps);
   for (const DiskSetup& disk : disks)
     text += fmt::format("  disk: {}, {} granules{}{}\n", disk.format, disk.granules,
                         disk.has_backing ? ", over a backing file" : "",

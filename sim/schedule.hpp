@@ -79,6 +79,7 @@ struct Schedule {
   bool odd = false;                    // requests that are no whole granules
   std::uint32_t expire_ms = 30'000;    // dirty pages are written back then
   std::uint32_t write_pause_us = 3000;
+  std::uint32_t writes_at_steps = 0;  // percent of the steps: a write of the guest just before
   std::uint32_t commit_deadline_ms = 600'000;
   std::uint32_t free_granules = 100;  // QEMU tells when an overlay takes most of that
   std::vector<SessionSetup> sessions;

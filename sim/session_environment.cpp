@@ -120,6 +120,7 @@ class SimFiles final : public backup::Files {
       return;
     change("remove " + path);
     store().files().erase(path);
+    host_->removed(path);
     done("removed " + path);
   }
   std::string canonical(const std::string& path) override { return path; }

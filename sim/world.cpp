@@ -19,14 +19,27 @@ namespace repository = client::repository;
 
 namespace {
 
-constexpr const char* kFolder = "/repo/vm";
 constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
 constexpr Clock::Duration kLongestFreeze = 60s;
+constexpr Clock::Duration kLatestFreeze = 25s;
 constexpr Clock::Duration kLongestHold = 15s;
 constexpr Clock::Duration kStop = 90s;  // from SIGSTOP to SIGCONT
 constexpr std::uint64_t kMostSteps = 20'000;
 constexpr std::uint32_t kWritesOfARun = 60;
 constexpr Clock::Duration kPullGranule = 200us;
+
+/// Whether a session may have to go on without having seen the guest thaw. A guest that has no room
+/// to write to does not come to an end with its freeze either.
+bool disturbs_thaw(FaultKind kind) {
+  static constexpr FaultKind kKinds[] = {
+      FaultKind::kill_nbdelta,    FaultKind::kill_nbdelta_and_guardian,
+      FaultKind::kill_guardian,   FaultKind::kill_nbdelta_and_qemu,
+      FaultKind::kill_everything, FaultKind::freeze_slow,
+      FaultKind::freeze_hangs,    FaultKind::freeze_fails,
+      FaultKind::freeze_late,     FaultKind::agent_silent,
+      FaultKind::base_full,       FaultKind::overlay_full};
+  return std::find(std::begin(kKinds), std::end(kKinds), kind) != std::end(kKinds);
+}
 
 }  // namespace
 
@@ -42,7 +55,8 @@ World::Qemu::~Qemu() {
   process.kill();
 }
 
-World::World(const Schedule& schedule) : schedule_(schedule), random_(schedule.seed ^ 0x5eed) {
+World::World(const Schedule& schedule)
+    : schedule_(schedule), random_(schedule.seed ^ 0x5eed), step_random_(schedule.seed ^ 0x57e9) {
   create_disks();
   start_qemu();
 }
@@ -141,6 +155,8 @@ void World::start_qemu() {
   fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {
     log("-> " + command.name);
     step("command " + command.name, &qemu_->process);
+    if (command.name == qapi::BlockDirtyBitmapRemove::kName)
+      check_removal(CommandTable::read<qapi::BlockDirtyBitmapRemove>(command.arguments));
     if (command.name == qapi::QueryMigrate::kName)
       told_of_migration_ = migrating_;
     if (strike({FaultKind::command_error}))
@@ -184,7 +200,7 @@ void World::start_qemu() {
     if (*fault == FaultKind::freeze_slow)
       behaviour.time = 7s;
     else if (*fault == FaultKind::freeze_late)
-      behaviour.time = 25s;
+      behaviour.time = kLatestFreeze;
     else if (*fault == FaultKind::freeze_fails)
       behaviour.error = "failed to freeze /: Input/output error";
     else
@@ -312,15 +328,23 @@ void World::guest_write(std::size_t disk, std::uint64_t granule, WriteNumber num
 }
 
 /// At once, whatever the guest's programs do.
-void World::write_now(std::uint64_t count) {
+void World::write_now(std::uint64_t count, Random& random) {
   for (std::uint64_t i = 0; i < count; ++i) {
     if (!guest_lives() || qemu_->agent.frozen() || qemu_->guest.paused())
       return;
-    const std::size_t disk = random_.below(contents_.size());
-    const std::uint64_t granule = random_.below(contents_[disk].size());
-    const bool zero = random_.chance(15);
+    const std::size_t disk = random.below(contents_.size());
+    const std::uint64_t granule = random.below(contents_[disk].size());
+    const bool zero = random.chance(15);
     guest_write(disk, granule, zero ? 0 : ++last_write_, [](const std::exception_ptr&) {});
   }
+}
+
+/// The guest's writes fall between whatever two things a session does. Not into the middle of a
+/// command: while that is carried out, QEMU holds them back.
+void World::write_between(const std::string& what, const Process* self) {
+  const bool between = what.starts_with("command ") || (nbdelta_ && self == nbdelta_.get());
+  if (between && step_random_.chance(schedule_.writes_at_steps))
+    write_now(1, step_random_);
 }
 
 // ---- Faults ----
@@ -332,6 +356,7 @@ std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
       continue;
     const FaultKind kind = it->kind;
     faults_.erase(it);
+    thaw_is_disturbed_ |= disturbs_thaw(kind);
     log(fmt::format("!! {}", name_of(kind)));
     note(fmt::format("fault: {}", name_of(kind)));
     if (recorder_ != nullptr)
@@ -348,6 +373,10 @@ void World::step(const std::string& what, Process* self) {
     violated("it takes more steps than anything should");
   record_step();
   check_always();
+  check_window(what, self);
+  if (what.starts_with("write ") && what.ends_with("/manifest.json"))
+    listens_ = false;  // it need not ask QEMU anything any more
+  write_between(what, self);
   bool kill_nbdelta = false;
   bool kill_guardians = false;
   bool kill_plugins = false;
@@ -428,6 +457,16 @@ Process& World::start_guardian_process() {
   return *guardians_.back();
 }
 
+/// What a session that died has left to them, before anybody comes to recover.
+void World::await_guardians() {
+  if (!qemu_ || guardian_was_killed_ || qemu_->agent.silent || !(frozen_since_ || held_since_))
+    return;
+  let_pass(kLongestFreeze);
+  if (frozen_since_)
+    violated("the guest stays frozen after the session");
+  check_always();
+}
+
 void World::end_faults() {
   faults_.clear();
   interrupted_ = unplug_ = migrating_ = false;
@@ -440,6 +479,8 @@ void World::end_faults() {
     qemu_->fake.set_run_state("running");
     qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
+    if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end
+      let_pass(kLatestFreeze);
   }
 }
 
@@ -685,7 +726,7 @@ void World::ensure_guest() {
 void World::run() {
   for (const SessionSetup& session : schedule_.sessions) {
     ensure_guest();
-    write_now(session.writes_before);
+    write_now(session.writes_before, random_);
     session_start_ = steps_;
     faults_ = session.faults;
     interrupted_ = listens_ = told_of_threshold_ = false;
@@ -696,6 +737,7 @@ void World::run() {
     run_session(session);
     if (recorder_ != nullptr)
       recorder_->end_session(outcome_);
+    await_guardians();
     end_faults();
     if (!unplugged_.empty())
       replug();
@@ -720,8 +762,15 @@ void World::run() {
   for (std::size_t i = before; i < log_.size(); ++i)
     if (log_[i].find("done:") != std::string::npos)
       violated("recover is not idempotent: " + log_[i]);
-  write_now(5);
+  write_now(5, random_);
   schedule_.commit_deadline_ms = 600'000;
+  run_last_backup();
+  write_now(5, random_);
+  run_last_backup();  // what the first has left is built on
+  check_clean();
+}
+
+void World::run_last_backup() {
   const SessionSetup plain;
   const backup::Options options = this->options(plain);
   const backup::Reporter reporter;
@@ -734,7 +783,6 @@ void World::run() {
       },
       true);
   check_points();
-  check_clean();
 }
 
 // ---- What must hold ----

@@ -63,6 +63,7 @@ class World final : public Host {
   std::optional<FaultKind> strike(std::initializer_list<FaultKind> kinds) override;
   /// Counts, and kills whom it is time to kill. Throws Killed where that is `self`.
   void step(const std::string& what, Process* self) override;
+  void removed(const std::string& path) override;
 
   std::uint64_t steps() const { return steps_; }
   const std::set<std::string>& seen() const { return seen_; }
@@ -71,6 +72,8 @@ class World final : public Host {
   const std::vector<std::string>& lines() const { return log_; }
 
  private:
+  static constexpr const char* kFolder = "/repo/vm";
+
   /// The guest's way to its disks: what it writes is recorded.
   class GuestDisks final : public Disks {
    public:
@@ -111,13 +114,15 @@ class World final : public Host {
   bool guest_lives() const { return qemu_ && !qemu_->process.doomed(); }
   void guest_write(std::size_t disk, std::uint64_t granule, WriteNumber number,
                    const WriteDone& done);
-  void write_now(std::uint64_t count);
+  void write_now(std::uint64_t count, Random& random);
+  void write_between(const std::string& what, const Process* self);
 
   client::backup::Options options(const SessionSetup& session) const;
   void look_on();
   void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
+  void run_last_backup();
   bool run_in_process(const std::string& what,
                       const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
                       bool must_work);
@@ -127,6 +132,7 @@ class World final : public Host {
   bool run_once();
   void bury();
   void let_pass(Clock::Duration duration);
+  void await_guardians();
   void end_faults();
   void ensure_guest();
   void recover_offline(const std::vector<std::size_t>& disks);
@@ -138,6 +144,9 @@ class World final : public Host {
   void check_warnings(const SessionSetup& session, const client::backup::Report& report);
 
   void check_always();
+  void check_window(const std::string& what, const Process* self);
+  std::optional<client::repository::Manifest> latest_point() const;
+  void check_removal(const qapi::BlockDirtyBitmapRemove& command);
   void check_held();
   void check_points();
   void check_clean();
@@ -146,6 +155,7 @@ class World final : public Host {
 
   Schedule schedule_;
   Random random_;
+  Random step_random_;  // of its own, so that faults do not depend on it
   VirtualTime time_;
   Store store_;
   std::unique_ptr<Qemu> qemu_;
@@ -168,6 +178,7 @@ class World final : public Host {
   std::map<std::size_t, std::vector<std::string>> unplugged_;
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
+  bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
   unsigned stops_ = 0;  // of nbdelta
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "qapi/agent_commands.hpp"
 
 namespace nbdelta::client::backup {
@@ -49,13 +50,14 @@ asio::awaitable<void> Guardian::run() {
       break;
     co_await serve(*line);
   }
-  co_await last_thaw();
+  if (!broken("no-thaw-when-session-dies"))
+    co_await last_thaw();
 }
 
 /// The session's next command; nothing where the session is gone. Thaws meanwhile when it is time.
 asio::awaitable<std::optional<std::string>> Guardian::next_line() {
   while (true) {
-    if (!frozen_)
+    if (!frozen_ || broken("no-thaw-at-deadline"))
       co_return co_await lines_.next();
     try {
       co_return co_await before(*clock_, deadline_, lines_.next(), "deadline");
@@ -187,6 +189,9 @@ asio::awaitable<guardian::Frozen> Guardian::freeze(guardian::Freeze command) {
   } catch (const Error& error) {
     failure = error.what();
   }
+  frozen_ = !broken("no-thaw-after-failed-freeze");
+  if (!frozen_)
+    fail(EIO, "{}", failure);
   in_step_ = false;
   thawed_ = guardian::Thawed{.by_deadline = true};
   std::string after = "the guest was thawed at once";

@@ -7,6 +7,7 @@
 #include <exception>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/commit_guard.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/block_nodes.hpp"
@@ -88,7 +89,8 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
   if (job.status == "waiting" || job.status == "aborting")
     job = co_await wait_until(qmp, job.id, "pending", kCompletion);
   const bool marked = !overlay.empty() && is_committed(files, overlay);
-  if (job.status != "concluded" && !(job.status == "pending" && marked)) {
+  const bool moves = marked || broken("finalized-without-mark");
+  if (job.status != "concluded" && !(job.status == "pending" && moves)) {
     if (marked)
       unmark_committed(files, overlay);  // before the guest writes there again
     co_await cancel(qmp, job.id);
@@ -100,7 +102,7 @@ asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobIn
     co_await qmp.call(job_finalize);
     job = co_await wait_until_concluded(qmp, job.id, kCompletion);
   }
-  if (job.error && marked)
+  if (job.error && marked && !broken("mark-kept-by-failed-commit"))
     unmark_committed(files, overlay);
   const qapi::JobDismiss job_dismiss{.id = job.id};
   co_await qmp.call(job_dismiss);
@@ -135,12 +137,15 @@ asio::awaitable<void> stop_guest(qmp::Client& qmp, std::string job) {
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
   if (commit.stops_guest)
     co_await stop_guest(qmp, commit.job);
+  if (broken("mark-before-pending"))
+    mark_committed(files, commit.overlay_local);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
   const qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
   if (info.status == "concluded")
     co_return;
-  mark_committed(files, commit.overlay_local);  // the guest's writes wait
+  if (!broken("mark-after-finalize"))
+    mark_committed(files, commit.overlay_local);  // the guest's writes wait
   const qapi::JobFinalize job_finalize{.id = commit.job};
   co_await qmp.call(job_finalize, kHurry);
   if (commit.stops_guest)
@@ -159,7 +164,7 @@ asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCo
   }
   if (failure)
     co_await end_active(qmp, files, commit.job, commit.overlay_local);
-  if (commit.stops_guest)
+  if (commit.stops_guest && !broken("guest-left-standing"))
     co_await resume_guest(qmp, is_of(commit.job));
 }
 
@@ -167,12 +172,14 @@ asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCo
 asio::awaitable<void> complete(qmp::Client& qmp, Environment& environment, ActiveCommit commit) {
   CommitGuard guard(environment);
   // What may take its time, while nobody waits.
-  remove_current(environment.files(), commit.overlay_local);
+  if (!broken("next-start-on-committed-overlay"))
+    remove_current(environment.files(), commit.overlay_local);
   if (commit.stops_guest)
     environment.files().sync(commit.overlay_local);
   const CommitWatch watch{
       .qmp = commit.qmp_address, .job = commit.job, .overlay_local = commit.overlay_local};
-  co_await guard.watch(watch);
+  if (!broken("commit-unguarded"))
+    co_await guard.watch(watch);
   std::exception_ptr failure;
   asio::awaitable<void> step = move_guest_or_end(qmp, environment.files(), commit, failure);
   co_await guard.during(std::move(step));
@@ -216,7 +223,7 @@ asio::awaitable<bool> runs_on(qmp::Client& qmp, std::string node) {
 }  // namespace
 
 bool must_stop_guest(std::uint64_t qemu_major, image::Format base) {
-  return qemu_major < 10 && base == image::Format::raw;
+  return qemu_major < 10 && base == image::Format::raw && !broken("guest-not-stopped");
 }
 
 std::function<bool(const SessionId&)> is_of(const std::string& job) {
@@ -308,6 +315,19 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
   qapi::BlockdevReopen reopen;
   reopen.options.push_back(std::move(options));
   co_await qmp.call(reopen);
+}
+
+asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node) {
+  try {
+    const qapi::BlockdevDel blockdev_del{.node_name = node};
+    co_await qmp.call(blockdev_del);
+  } catch (const qapi::CommandError& error) {
+    const std::string& why = error.description();
+    const bool gone = why.find("Failed to find node") != std::string::npos ||
+                      why.find("Cannot find device") != std::string::npos;
+    co_return gone ? std::string() : why;  // it went with the commit
+  }
+  co_return std::string();
 }
 
 /// QEMU (7.2) writes the new backing file into the header before it flushes the base's tables: had

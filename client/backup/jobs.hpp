@@ -82,6 +82,9 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
+/// Has QEMU give a node up. Returns why it does not; empty where it is gone, also before.
+asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node);
+
 /// Ends each job of ours, under a CommitGuard where the guest's writes wait for it, and lets the
 /// guest go on; says what was done. `tops`: by the name of its job, the overlay (local) that a disk
 /// runs on.

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/names.hpp"
 
 namespace nbdelta::client::backup {
@@ -119,6 +120,8 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
     } catch (const Error&) {  // no room: this makes some
     }
   }
+  if (broken("mark-removed-first"))
+    unmark_committed(files, overlay);
   files.remove(overlay);
   if (!base.empty())
     files.remove(pointer_path(overlay, base));

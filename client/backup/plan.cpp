@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/units.hpp"
+#include "client/backup/breaks.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -55,11 +56,11 @@ std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Situation& s
         plan.disk.can_keep_bitmaps
             ? " (another image, or somebody removed it)"
             : " (QEMU was restarted: it keeps bitmaps of such images in memory only)");
-  if (bitmap->inconsistent.value_or(false))
+  if (bitmap->inconsistent.value_or(false) && !broken("inconsistent-bitmap-used"))
     return fmt::format("its bitmap {} is inconsistent (QEMU did not end well)", name);
   if (bitmap->busy)
     return fmt::format("its bitmap {} is in use by somebody else", name);
-  if (!bitmap->recording)
+  if (!bitmap->recording && !broken("inconsistent-bitmap-used"))
     return fmt::format("its bitmap {} is disabled", name);
   const bool in_image = plan.disk.overlays.empty() && bitmap->persistent;
   if (!in_image && !options.qmp.starts_with('/'))

@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/json_text.hpp"
 #include "qapi/export_commands.hpp"
 #include "qapi/job_commands.hpp"
@@ -149,6 +150,15 @@ asio::awaitable<std::string> Session::thaw_leftover() {
   co_return fmt::format("whether the guest is frozen cannot be told: {}", why);
 }
 
+/// What a session that died in its window, perhaps with its guardian, may have left frozen.
+asio::awaitable<void> Session::thaw_window() {
+  if (!journal_ || journal_->phase != phase::kWindow)
+    co_return;
+  const std::string thawed = co_await thaw_leftover();
+  if (!thawed.empty())
+    reporter_->say(thawed);
+}
+
 /// Of a session whose commit did not end: nothing need be tried again.
 asio::awaitable<bool> Session::overlays_are_in_place() {
   if (!journal_ || journal_->phase != phase::kKept)
@@ -206,11 +216,7 @@ asio::awaitable<void> Session::open_session() {
   Repository points = repository();
   lock_ = points.lock();
   journal_ = read_journal(environment_->files(), options_->folder);
-  if (journal_ && journal_->phase == phase::kWindow) {
-    const std::string thawed = co_await thaw_leftover();
-    if (!thawed.empty())
-      reporter_->say(thawed);
-  }
+  co_await thaw_window();
   co_await connect();
   co_await check_guest();
   co_await settle_leftover();
@@ -234,7 +240,7 @@ asio::awaitable<void> Session::open_session() {
 
 asio::awaitable<Settled> Session::settle() {
   for (Disk& disk : disks_)
-    if (disk.server)
+    if (disk.server && !broken("commit-while-served"))
       disk.server->stop();
   std::optional<Repository> points;
   if (!options_->folder.empty())
@@ -306,6 +312,8 @@ asio::awaitable<Report> Session::backup() {
   co_await run_to_export();
   std::exception_ptr failure;
   try {
+    if (broken("manifest-before-data"))
+      repository().publish(journal_->point, manifest_);
     co_await either(pull_all(), receive_events());
     check_stop();
     for (Disk& disk : disks_)
@@ -378,6 +386,7 @@ asio::awaitable<Settled> Session::end(Outcome outcome) {
     refuse(ENOENT, "{}: no session of external software is open", options_->folder);
   if (journal_->phase == phase::kExport && !journal_->manifest)
     refuse(EBUSY, "the session did not get to its exports: run 'nbdelta recover'");
+  co_await thaw_window();
   co_await connect();
   if (journal_->phase == phase::kExport) {
     if (outcome == Outcome::success) {

@@ -9,6 +9,7 @@
 
 #include "base/percent.hpp"
 #include "base/units.hpp"
+#include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/export_commands.hpp"
@@ -35,7 +36,8 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   const std::string node = overlay_node_name(plan_.id, disk.index);
   const bool into_base = disk.plan.map == MapSource::absorbed ||
                          (disk.plan.map == MapSource::none && !overlays.empty());
-  const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1;
+  const bool into_overlay = disk.plan.map == MapSource::layer && overlays.size() > 1 &&
+                            !broken("lowest-overlay-alone-copied");
   if (!into_base && !into_overlay)
     co_return;
   if (journal_->phase != phase::kAbsorb)
@@ -62,12 +64,9 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   const std::size_t stay = into_base ? 0 : 1;
   while (overlays.size() > stay) {
     const StackedOverlay& merged = overlays.front();
-    try {
-      const qapi::BlockdevDel blockdev_del{.node_name = merged.node_name};
-      co_await qmp_->call(blockdev_del);
-    } catch (const qapi::CommandError&) {  // it went with the commit
-    }
-    remove_overlay(environment_->files(), merged.local, guest.base_local);
+    const std::string refusal = co_await remove_node(*qmp_, merged.node_name);
+    if (refusal.empty())  // else it is left to what ends the session
+      remove_overlay(environment_->files(), merged.local, guest.base_local);
     overlays.erase(overlays.begin());
   }
   if (disk.plan.map != MapSource::absorbed)
@@ -124,7 +123,7 @@ asio::awaitable<void> Session::drop_map(Disk& disk, std::string id) {
   const qapi::BlockExportDel block_export_del{.id = id};
   co_await qmp_->call(block_export_del);
   co_await wait_for_end_of_export(id);
-  if (disk.plan.map == MapSource::absorbed) {
+  if (disk.plan.map == MapSource::absorbed || broken("bitmap-dropped-before-fsync")) {
     const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = disk.plan.disk.base_node,
                                                                  .name = disk.map_bitmap};
     co_await qmp_->call(block_dirty_bitmap_remove);

@@ -7,6 +7,7 @@
 #include <exception>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/time_text.hpp"
 #include "qapi/job_commands.hpp"
@@ -81,7 +82,8 @@ asio::awaitable<void> Session::prepare() {
     journal.disks.push_back(journal_disk(disk));
   }
   journal_ = std::move(journal);
-  enter(phase::kPrepare);
+  if (!broken("journal-after-overlays"))
+    enter(phase::kPrepare);
   files.make_folder(repository().point_folder(journal_->point));
   for (Disk& disk : disks_)
     co_await add_overlay(disk, journal_->disks[disk.index]);
@@ -132,7 +134,7 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
     co_await qmp_->call(block_set_write_threshold);
   }
   // Before the switch: the new overlay on the old one reads the same, but not the other way round.
-  if (options_->tracking == Tracking::overlay)
+  if (options_->tracking == Tracking::overlay && !broken("next-start-without-overlay"))
     write_current(files, entry.overlay_local, entry.overlay_path, base_name(guest.base_path));
 }
 
@@ -171,17 +173,24 @@ std::vector<qapi::TransactionAction> Session::switch_actions() const {
 /// line of the try block.
 asio::awaitable<void> Session::window() {
   enter(phase::kWindow);
-  const qapi::Transaction transaction{.actions = switch_actions()};
+  qapi::Transaction transaction{.actions = switch_actions()};
   repository::Window& window = manifest_.window;
   std::exception_ptr failure;
   try {
     co_await quiescence_.freeze(window);
     window.switch_sent_us = microseconds(environment_->clock().now());
+    if (broken("two-transactions")) {
+      const qapi::Transaction first{.actions = {transaction.actions.front()}};
+      transaction.actions.erase(transaction.actions.begin());
+      co_await qmp_->call(first, kSwitch);
+    }
     co_await qmp_->call(transaction, kSwitch);
     window.switch_answered_us = microseconds(environment_->clock().now());
   } catch (...) {
     failure = std::current_exception();
   }
+  if (failure && broken("no-thaw-after-failed-switch"))
+    std::rethrow_exception(failure);
   co_await quiescence_.thaw(window);
   const std::string still_frozen = co_await quiescence_.confirm();
   if (!still_frozen.empty()) {

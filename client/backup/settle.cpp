@@ -6,6 +6,7 @@
 #include <set>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/backup/plan.hpp"
@@ -73,7 +74,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   Inventory inventory = co_await query_inventory(*qmp_, *environment_, *paths_);
   if (!journal && latest_ && another_copy_has_gone_on(inventory, *latest_))
     chain_.clear();
-  end_servers(inventory, journal);
+  if (!broken("commit-while-served"))
+    end_servers(inventory, journal);
   co_await end_exports(journal);
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
   std::map<std::string, std::string> tops;
@@ -175,7 +177,8 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
     if (is_committed(environment_->files(), overlay.local))
       unmark_committed(environment_->files(), overlay.local);
-  co_await name_backing_files(disk);
+  if (!broken("stale-header"))
+    co_await name_backing_files(disk);
   mark_what_was_below(disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
@@ -285,6 +288,8 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
                             .qmp_address = options_->qmp,
                             .ready_deadline = options_->commit_deadline,
                             .stops_guest = must_stop_guest(qmp_->major(), disk.base_format)};
+  if (broken("overlay-removed-before-commit"))
+    drop_overlay(overlay.local, disk.base_local);
   const CommitEnd end = co_await commit_active(*qmp_, *environment_, commit);
   if (end == CommitEnd::not_ready) {
     settled_.overlay_kept = true;
@@ -316,17 +321,10 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
 }
 
 asio::awaitable<bool> Settler::delete_node(std::string node) {
-  try {
-    const qapi::BlockdevDel blockdev_del{.node_name = node};
-    co_await qmp_->call(blockdev_del);
-    co_return true;
-  } catch (const qapi::CommandError& error) {
-    if (error.description().find("Failed to find node") != std::string::npos ||
-        error.description().find("Cannot find device") != std::string::npos)
-      co_return true;  // it went with the commit
-    settled_.problems.push_back(fmt::format("{}: {}", node, error.description()));
-    co_return false;
-  }
+  const std::string refusal = co_await remove_node(*qmp_, node);
+  if (!refusal.empty())
+    settled_.problems.push_back(fmt::format("{}: {}", node, refusal));
+  co_return refusal.empty();
 }
 
 void Settler::drop_overlay(const std::string& local, const std::string& base_local) {

@@ -6,6 +6,7 @@
 #include <tuple>
 #include <utility>
 
+#include "client/backup/breaks.hpp"
 #include "qapi/snapshot_commands.hpp"
 
 // What becomes of a disk's bitmaps.
@@ -111,8 +112,14 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
   if (!bitmap.recording)
     transaction.actions.push_back(TransactionAction::of(
         qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
-  transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
-      .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+  if (broken("put-back-in-two-steps")) {
+    const qapi::BlockDirtyBitmapMerge merge{
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = names};
+    co_await qmp_->call(merge);
+  } else if (!broken("dirty-bits-dropped")) {
+    transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+  }
   co_await qmp_->call(transaction);
   settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
                                       disk.name, bitmap.name));

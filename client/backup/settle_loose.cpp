@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/overlay_files.hpp"
 
 // Overlays that no disk runs on.
@@ -28,6 +29,8 @@ std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeI
 bool Settler::is_expendable(const std::string& local, const std::optional<Journal>& journal) {
   Files& files = environment_->files();
   if (is_committed(files, local))
+    return true;
+  if (broken("journal-trusted") && journal && journal->phase == phase::kWindow)
     return true;
   if (journal && journal->phase == phase::kPrepare)
     for (const JournalDisk& disk : journal->disks)
@@ -117,7 +120,8 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
   for (const qapi::NodeInfo& node : nodes)
-    loose.erase(files.canonical(paths_->to_local(node.file)));
+    if (!broken("journal-trusted"))
+      loose.erase(files.canonical(paths_->to_local(node.file)));
   // The newest first: an overlay never lies over one that has gone.
   std::vector<std::pair<std::string, Loose>> newest_first(loose.begin(), loose.end());
   std::stable_sort(newest_first.begin(), newest_first.end(), [](const auto& a, const auto& b) {
