@@ -5,6 +5,7 @@
 
 #include "base/error.hpp"
 #include "base/percent.hpp"
+#include "client/target/open_target.hpp"
 #include "image/qcow2_layer.hpp"
 
 namespace nbdelta::client::pull {
@@ -39,9 +40,7 @@ void set(DirectUri& uri, const std::string& key, const std::string& value) {
          key, value);
 }
 
-}  // namespace
-
-DirectUri DirectUri::parse(std::string_view text) {
+DirectUri parse(std::string_view text) {
   DirectUri uri;
   std::string_view rest = text.substr(kScheme.size());
   const auto question = rest.find('?');
@@ -59,6 +58,19 @@ DirectUri DirectUri::parse(std::string_view text) {
   if (uri.layer && !uri.bitmap.empty())
     fail(EINVAL, "{}: bitmap= and view= exclude each other", text);
   return uri;
+}
+
+}  // namespace
+
+DirectUri DirectUri::of(const nbd::ConnectOptions& source) {
+  try {
+    if (!source.bitmap_context.empty())
+      fail(EINVAL, "{}: has no contexts, as a server has; say {}PATH?bitmap=NAME", source.uri,
+           kScheme);
+    return parse(source.uri);
+  } catch (const Error& error) {
+    throw target::UsageError(error.error_number(), error.what());
+  }
 }
 
 DirectSource::DirectSource(DirectUri uri, bool full)

@@ -4,6 +4,7 @@
 #include <string>
 #include <string_view>
 
+#include "client/nbd/connection.hpp"
 #include "image/dirty_bitmap.hpp"
 #include "image/disk.hpp"
 #include "image/extent_map.hpp"
@@ -22,8 +23,9 @@ struct DirectUri {
   bool layer = false;
 
   static bool is_one(std::string_view uri) { return uri.starts_with("delta:"); }
-  /// Throws Error (EINVAL).
-  static DirectUri parse(std::string_view uri);
+  /// Throws target::UsageError. Of the rest of `source` only the context counts: there must be
+  /// none.
+  static DirectUri of(const nbd::ConnectOptions& source);
 };
 
 /// Such an image, opened and locked; nothing changes it while this lives.

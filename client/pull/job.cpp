@@ -20,7 +20,10 @@ double seconds_since(std::chrono::steady_clock::time_point start) {
 Job::Job(JobOptions options, Counters& counters)
     : options_(std::move(options)),
       counters_(counters),
-      target_(target::open_target(options_.target)) {}
+      target_(target::open_target(options_.target)) {
+  if (DirectUri::is_one(options_.source.uri))
+    direct_ = DirectUri::of(options_.source);
+}
 
 void Job::run(std::stop_source& stop) {
   try {
@@ -38,7 +41,7 @@ void Job::run(std::stop_source& stop) {
 
 void Job::pull(std::stop_source& stop) {
   const auto start = Clock::now();
-  if (DirectUri::is_one(options_.source.uri))
+  if (direct_)
     pull_direct(stop);
   else
     pull_from_server(stop);
@@ -63,8 +66,7 @@ void Job::pull_from_server(std::stop_source& stop) {
 
 void Job::pull_direct(std::stop_source& stop) {
   const auto start = Clock::now();
-  const DirectSource source(DirectUri::parse(options_.source.uri),
-                            options_.source.view == nbd::View::whole_disk);
+  const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
   const image::ExtentMap map = source.read_map();
   take_result(map, source.shows_changes(), start);
   const target::Description description = describe(map);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "client/nbd/source.hpp"
+#include "client/pull/direct_source.hpp"
 #include "client/pull/pull.hpp"
 #include "client/target/open_target.hpp"
 
@@ -56,6 +57,7 @@ class Job {
 
   JobOptions options_;
   Counters& counters_;
+  std::optional<DirectUri> direct_;
   asio::io_context loop_;              // of the target, where there is no source_
   std::optional<nbd::Source> source_;  // its loop must outlive the target's connections
   std::unique_ptr<target::Target> target_;
