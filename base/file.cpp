@@ -80,6 +80,26 @@ void File::write_at(std::span<const std::byte> data, std::uint64_t offset) const
   }
 }
 
+bool File::copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                     std::uint64_t offset) const {
+  auto in = static_cast<off_t>(from_offset);
+  auto out = static_cast<off_t>(offset);
+  while (length > 0) {
+    const ssize_t n = ::copy_file_range(from.fd(), &in, fd(), &out, length, 0);
+    if (n < 0 && errno == EINTR)
+      continue;
+    // 0: the file ends here, or its file system cannot say that it cannot.
+    if (n == 0 || (n < 0 && (errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP ||
+                             errno == ENOSYS || errno == EPERM || errno == EBADF)))
+      return false;
+    if (n < 0)
+      fail_errno("{}: cannot copy {} bytes at {:#x} of {} to {:#x}", name_, length, in, from.name(),
+                 out);
+    length -= static_cast<std::uint64_t>(n);
+  }
+  return true;
+}
+
 void File::resize(std::uint64_t length) const {
   if (::ftruncate(fd(), static_cast<off_t>(length)) != 0)
     fail_errno("{}: cannot set the length to {} bytes", name_, length);

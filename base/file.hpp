@@ -61,6 +61,12 @@ class File {
 
   void write_at(std::span<const std::byte> data, std::uint64_t offset) const;
 
+  /// Has the kernel copy a range of another file (copy_file_range(2): by reference, or on the
+  /// server, where the file system can). Returns false where it cannot for these two files; part of
+  /// the range may be copied then.
+  bool copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                 std::uint64_t offset) const;
+
   /// ftruncate(2).
   void resize(std::uint64_t length) const;
 

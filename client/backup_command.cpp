@@ -22,6 +22,7 @@ using backup::Report;
 struct BackupOptions {
   GuestOptions guest;
   bool dry_run = false;
+  bool direct = false;
 };
 
 std::string_view map_name(backup::MapSource map) {
@@ -106,7 +107,8 @@ void print_report(const Report& report, const GuestOptions& options) {
 }
 
 int run_backup_command(const BackupOptions& options) {
-  const backup::Options session_options = options.guest.interpret();
+  backup::Options session_options = options.guest.interpret();
+  session_options.direct = options.direct;
   ConsoleReporter console(options.guest.quiet);
   return run_session(
       options.guest.plugin,
@@ -137,6 +139,9 @@ std::function<int()> add_backup_command(CLI::App& app) {
   CLI::App* command = app.add_subcommand("backup", "Back up a running guest");
   options->guest.add_to(*command, GuestOptions::Needs::guest_and_repository);
   options->guest.add_session_options(*command);
+  command->add_flag("--direct", options->direct,
+                    "read the images in this process, without nbdkit; by reference, or on the "
+                    "file server, where the file system can copy so");
   command->add_flag("--dry-run", options->dry_run, "print what would be done, and touch nothing");
   command->footer(kFooter);
   return [options] { return run_backup_command(*options); };

@@ -13,6 +13,7 @@
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
 #include "client/nbd/map_reader.hpp"
+#include "client/pull/direct_source.hpp"
 #include "client/source_options.hpp"
 
 namespace nbdelta::client {
@@ -83,9 +84,18 @@ void print_table(const ExtentMap& map, bool changes) {
 int run_map_command(const MapOptions& options) {
   ExtentMap map;
   bool changes = false;
+  const nbd::ConnectOptions from = options.source.connect_options();
+  std::optional<pull::DirectUri> direct;
+  if (pull::DirectUri::is_one(from.uri))
+    direct = pull::DirectUri::of(from);
   const int status = run_interruptibly({.job = [&](std::stop_source& stop) {
-    nbd::Source source(options.source.connect_options(), options.source.retry_policy(),
-                       stop.get_token());
+    if (direct) {
+      const pull::DirectSource source(*direct, options.source.full);
+      changes = source.shows_changes();
+      map = source.read_map();
+      return;
+    }
+    nbd::Source source(from, options.source.retry_policy(), stop.get_token());
     source.connect();
     changes = source.negotiated().shows_changes();
     map = nbd::read_map(source);
@@ -114,7 +124,7 @@ Exit status: 0 done; 1 failed; 2 the command line makes no sense; 130, 143 inter
 std::function<int()> add_map_command(CLI::App& app) {
   const auto options = std::make_shared<MapOptions>();
   CLI::App* command =
-      app.add_subcommand("map", "Print what an NBD server says of a disk's extents");
+      app.add_subcommand("map", "Print what an NBD server, or an image, says of a disk's extents");
   options->source.add_to(*command);
   command->add_flag("--json", options->json, "as nbdinfo --map --json");
   command->footer(kFooter);

@@ -188,6 +188,7 @@ constexpr const char* kFooter = R"(Examples:
   nbdelta pull 'nbd+unix:///?socket=/run/nbd.sock' full.qcow2
   nbdelta pull 'nbd+unix:///dirty:b0?socket=/run/nbd.sock' monday.qcow2 --base full.qcow2
   nbdelta pull 'nbd+unix:///dirty:b0?socket=/run/nbd.sock' copy.raw --apply
+  nbdelta pull 'delta:/images/disk.qcow2?bitmap=b0' monday.qcow2 --base full.qcow2
 
 Exit status: 0 done; 1 failed; 2 the command line makes no sense; 3 the target was refused (exists,
 too small, in use, no space) and is untouched; 130, 143 interrupted by SIGINT, SIGTERM.)";
@@ -196,8 +197,8 @@ too small, in use, no space) and is untouched; 130, 143 interrupted by SIGINT, S
 
 std::function<int()> add_pull_command(CLI::App& app) {
   const auto options = std::make_shared<PullOptions>();
-  CLI::App* command =
-      app.add_subcommand("pull", "Copy a disk, or what has changed, from an NBD server");
+  CLI::App* command = app.add_subcommand(
+      "pull", "Copy a disk, or what has changed, from an NBD server or an image");
   options->source.add_to(*command);
   add_target_options(*command, options->target, *options);
   add_transfer_options(*command, *options);

@@ -21,7 +21,10 @@ std::string check_context(const std::string& context) {
 }  // namespace
 
 void SourceOptions::add_to(CLI::App& app) {
-  app.add_option("SOURCE", uri, "NBD URI, such as nbd+unix:///dirty:b0?socket=/run/nbd.sock")
+  app.add_option(
+         "SOURCE", uri,
+         "NBD URI, such as nbd+unix:///dirty:b0?socket=/run/nbd.sock, or an image that this "
+         "machine can open: delta:disk.qcow2?bitmap=b0")
       ->required();
   app.add_option("--context", context, "take the changes from this dirty bitmap of the server")
       ->type_name("qemu:dirty-bitmap:NAME")

@@ -122,6 +122,20 @@ void Disk::read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t
     std::memset(out.data(), 0, out.size());
 }
 
+Disk::Place Disk::place_at(std::uint64_t offset, std::uint64_t limit) const {
+  for (const auto& layer : layers_) {
+    if (offset >= layer->size())
+      return {.length = limit};  // a backing file that is shorter than what is over it
+    const Run run = layer->run_to_read_at(offset, std::min(limit, layer->size() - offset));
+    limit = run.length;
+    if (run.allocation == Allocation::data)
+      return {&layer->data_file(), run.host_offset, run.length};
+    if (run.allocation != Allocation::unallocated)
+      return {.length = limit};
+  }
+  return {.length = limit};
+}
+
 void Disk::for_each_extent(std::uint64_t offset, std::uint64_t length,
                            const ExtentSink& sink) const {
   invariant(missing_backing_.empty(), "allocation is asked of a complete chain only");

@@ -71,6 +71,17 @@ class Disk {
   /// Requires missing_backing() to be empty and offset + length <= size().
   void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink) const;
 
+  /// Where bytes of the disk stand as they are in one of its files.
+  struct Place {
+    const File* file = nullptr;  // null: nowhere; they are zeros, or compressed
+    HostOffset host_offset{};
+    std::uint64_t length = 0;  // of which that is so; 1 to `limit`
+  };
+
+  /// Of the bytes at `offset`. Requires limit > 0, offset + limit <= size(). Throws Error as read()
+  /// does.
+  Place place_at(std::uint64_t offset, std::uint64_t limit) const;
+
   /// Tells the kernel that [offset, offset + length) will be read soon.
   void will_need(std::uint64_t offset, std::uint64_t length) const;
 

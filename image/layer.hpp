@@ -5,6 +5,8 @@
 #include <span>
 #include <string>
 
+#include "base/file.hpp"
+
 namespace nbdelta::image {
 
 /// What one image file says of a range of the virtual disk.
@@ -57,6 +59,9 @@ class Layer {
   /// Reads bytes of the virtual disk from one run that run_at returned for `offset`
   /// (`out.size() <= run.length`), of allocation data or compressed.
   virtual void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const = 0;
+
+  /// Where runs of allocation data have their host offset.
+  virtual const File& data_file() const = 0;
 
   /// Tells the kernel that this run will be read soon; a hint.
   virtual void will_need(const Run& run) const = 0;

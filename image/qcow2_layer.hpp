@@ -43,6 +43,7 @@ class Qcow2Layer final : public Layer {
   std::uint64_t size() const override { return header_.size; }
   Run run_at(std::uint64_t offset, std::uint64_t limit) const override;
   void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const override;
+  const File& data_file() const override { return data_.file(); }
   void will_need(const Run& run) const override;
 
   const Qcow2Header& header() const { return header_; }

@@ -253,18 +253,36 @@ std::uint64_t Qcow2Overlay::file_size(const ExtentMap& map, std::uint64_t cluste
   return Layout(map, cluster_size).total() * cluster_size;
 }
 
-void Qcow2Overlay::write(std::span<const std::byte> data, std::uint64_t offset) const {
-  const std::uint64_t end = offset + data.size();
-  for (auto cursor = map_->at(offset); !cursor.at_end() && cursor.extent().offset < end;
+template <class Body>
+bool Qcow2Overlay::for_each_place(std::uint64_t offset, std::uint64_t length, Body body) const {
+  const std::uint64_t end = offset + length;
+  bool go_on = true;
+  for (auto cursor = map_->at(offset); go_on && !cursor.at_end() && cursor.extent().offset < end;
        cursor.next()) {
     const Extent& run = cursor.extent();
     if (run.state != State::data)
       continue;
     const std::uint64_t from = std::max(run.offset, offset);
     const std::uint64_t to = std::min(run.end(), end);
-    file_->write_at(data.subspan(from - offset, to - from),
-                    data_start_ + cursor.data_before() + (from - run.offset));
+    go_on = body(from, to - from, data_start_ + cursor.data_before() + (from - run.offset));
   }
+  return go_on;
+}
+
+void Qcow2Overlay::write(std::span<const std::byte> data, std::uint64_t offset) const {
+  for_each_place(offset, data.size(),
+                 [&](std::uint64_t from, std::uint64_t length, std::uint64_t host) {
+                   file_->write_at(data.subspan(from - offset, length), host);
+                   return true;
+                 });
+}
+
+bool Qcow2Overlay::copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                             std::uint64_t offset) const {
+  return for_each_place(
+      offset, length, [&](std::uint64_t begin, std::uint64_t count, std::uint64_t host) {
+        return file_->copy_from(from, from_offset + (begin - offset), count, host);
+      });
 }
 
 void Qcow2Overlay::finish() const {

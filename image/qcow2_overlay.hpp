@@ -41,6 +41,10 @@ class Qcow2Overlay {
   /// are left out. Safe to call from several threads.
   void write(std::span<const std::byte> data, std::uint64_t offset) const;
 
+  /// As write(), by the kernel; see File::copy_from().
+  bool copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                 std::uint64_t offset) const;
+
   /// Once everything was written: fsync, header, fsync.
   void finish() const;
 
@@ -49,6 +53,11 @@ class Qcow2Overlay {
 
  private:
   struct Layout;
+
+  /// Calls `body(guest offset, length, host offset)` for each part in state `data`, until it
+  /// returns false.
+  template <class Body>
+  bool for_each_place(std::uint64_t offset, std::uint64_t length, Body body) const;
 
   const File* file_;
   const ExtentMap* map_;

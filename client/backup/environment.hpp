@@ -95,6 +95,7 @@ struct ServeRequest {
   std::string map_context;
   Listen listen;  // neither socket nor port: a socket that only we know
   Lifetime lifetime = Lifetime::session;
+  bool direct = false;  // no server: pull() opens the image itself; requires no map, no Listen
 };
 
 /// A plugin that serves. It ends with the object, but for Lifetime::ended.

@@ -39,7 +39,8 @@ struct Options {
   Tracking tracking = Tracking::bitmap;
   std::string overlay_dir;  // empty: beside each base
   std::chrono::milliseconds commit_deadline{600'000};
-  Listen listen;  // of external sessions; `socket` is the folder of the disks' sockets here
+  bool direct = false;  // read the images without a server, but for maps that QEMU has
+  Listen listen;        // of external sessions; `socket` is the folder of the disks' sockets here
 };
 
 /// Tells a person how it goes.

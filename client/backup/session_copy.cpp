@@ -195,6 +195,11 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
         fmt::format("nbd+unix:///{}?socket={}", id, percent_encoded(map_socket(*journal_)));
     request.map_context = "qemu:dirty-bitmap:" + disk.map_bitmap;
   }
+  request.direct = options_->direct && id.empty();
+  if (options_->direct && !request.direct)
+    reporter_->say(fmt::format(
+        "{}: its changes are known to QEMU alone: it is read through nbdkit, not directly",
+        guest.name));
   disk.server = co_await environment_->serve(request);
   if (!id.empty())
     co_await drop_map(disk, id);

@@ -1,18 +1,18 @@
 #include "client/pull/job.hpp"
 
-#include <chrono>
 #include <utility>
 
 #include "client/nbd/map_reader.hpp"
+#include "client/pull/direct.hpp"
+#include "client/pull/direct_source.hpp"
 
 namespace nbdelta::client::pull {
 namespace {
 
-using Clock = std::chrono::steady_clock;
 using image::State;
 
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
+double seconds_since(std::chrono::steady_clock::time_point start) {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
 }
 
 }  // namespace
@@ -20,7 +20,10 @@ double seconds_since(Clock::time_point start) {
 Job::Job(JobOptions options, Counters& counters)
     : options_(std::move(options)),
       counters_(counters),
-      target_(target::open_target(options_.target)) {}
+      target_(target::open_target(options_.target)) {
+  if (DirectUri::is_one(options_.source.uri))
+    direct_ = DirectUri::of(options_.source);
+}
 
 void Job::run(std::stop_source& stop) {
   try {
@@ -38,31 +41,55 @@ void Job::run(std::stop_source& stop) {
 
 void Job::pull(std::stop_source& stop) {
   const auto start = Clock::now();
+  if (direct_)
+    pull_direct(stop);
+  else
+    pull_from_server(stop);
+  result_.seconds = seconds_since(start);
+}
+
+void Job::pull_from_server(std::stop_source& stop) {
+  const auto start = Clock::now();
   source_.emplace(options_.source, options_.retry, stop.get_token());
   source_->connect();
   const nbd::Export& exported = source_->negotiated();
   const image::ExtentMap map = nbd::read_map(*source_);
-  result_.map_seconds = seconds_since(start);
-
-  const target::Description description{.source = options_.source.uri,
-                                        .disk_size = exported.size,
-                                        .contents = exported.shows_changes()
-                                                        ? target::Contents::changes
-                                                        : target::Contents::whole_disk,
-                                        .map = &map};
+  take_result(map, exported.shows_changes(), start);
+  const target::Description description = describe(map);
   const image::ExtentMap& followed = target_->prepare(description, source_->loop());
   Settings settings = options_.settings;
   if (!exported.multi_conn && !options_.connections_given)
     settings.connections = 1;
   run_pull(*source_, *target_, followed, settings, counters_, stop);
   target_->finish();
+}
 
-  result_.disk_size = exported.size;
-  result_.changed_view = exported.shows_changes();
+void Job::pull_direct(std::stop_source& stop) {
+  const auto start = Clock::now();
+  const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
+  const image::ExtentMap map = source.read_map();
+  take_result(map, source.shows_changes(), start);
+  const target::Description description = describe(map);
+  const image::ExtentMap& followed = target_->prepare(description, loop_);
+  run_direct(source.disk(), *target_, followed, options_.settings, counters_, stop);
+  target_->finish();
+}
+
+void Job::take_result(const image::ExtentMap& map, bool shows_changes, Clock::time_point start) {
+  result_.disk_size = map.size();
+  result_.changed_view = shows_changes;
   result_.extents = map.extents(State::data);
-  if (exported.shows_changes())
+  if (shows_changes)
     result_.extents += map.extents(State::zero);
-  result_.seconds = seconds_since(start);
+  result_.map_seconds = seconds_since(start);
+}
+
+target::Description Job::describe(const image::ExtentMap& map) const {
+  return {
+      .source = options_.source.uri,
+      .disk_size = map.size(),
+      .contents = result_.changed_view ? target::Contents::changes : target::Contents::whole_disk,
+      .map = &map};
 }
 
 }  // namespace nbdelta::client::pull

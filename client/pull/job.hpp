@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -7,6 +8,7 @@
 #include <string>
 
 #include "client/nbd/source.hpp"
+#include "client/pull/direct_source.hpp"
 #include "client/pull/pull.hpp"
 #include "client/target/open_target.hpp"
 
@@ -28,7 +30,8 @@ struct JobResult {
   double seconds = 0;
 };
 
-/// One pull from the connection to the finished target.
+/// One pull, from an NBD server or directly from an image, from the connection to the finished
+/// target.
 class Job {
  public:
   /// Refuses what can be refused without the source; see open_target(). `counters` must outlive
@@ -44,10 +47,18 @@ class Job {
   const JobResult& result() const { return result_; }
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   void pull(std::stop_source& stop);
+  void pull_from_server(std::stop_source& stop);
+  void pull_direct(std::stop_source& stop);
+  void take_result(const image::ExtentMap& map, bool shows_changes, Clock::time_point start);
+  target::Description describe(const image::ExtentMap& map) const;
 
   JobOptions options_;
   Counters& counters_;
+  std::optional<DirectUri> direct_;
+  asio::io_context loop_;              // of the target, where there is no source_
   std::optional<nbd::Source> source_;  // its loop must outlive the target's connections
   std::unique_ptr<target::Target> target_;
   JobResult result_;

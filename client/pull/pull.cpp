@@ -1,11 +1,10 @@
 #include "client/pull/pull.hpp"
 
 #include <algorithm>
-#include <exception>
-#include <mutex>
-#include <thread>
+#include <functional>
 #include <vector>
 
+#include "client/pull/threads.hpp"
 #include "client/pull/worker.hpp"
 
 namespace nbdelta::client::pull {
@@ -22,19 +21,13 @@ class Pull {
         counters_(counters),
         stop_(stop),
         work_(map, limits(), settings.rate) {
-    for (const image::State state : {image::State::data, image::State::zero, image::State::hole})
-      counters_.total += map.bytes(state);
+    counters_.total += bytes_to_settle(map);
   }
 
   void run() {
-    {
-      std::vector<std::jthread> threads;
-      for (unsigned i = 1; i < connections(); ++i)
-        threads.emplace_back([this] { guarded([this] { run_further(); }); });
-      guarded([this] { run_first(); });
-    }
-    if (error_)
-      std::rethrow_exception(error_);
+    std::vector<std::function<void()>> bodies{[this] { run_first(); }};
+    bodies.resize(connections(), [this] { run_further(); });
+    run_together(bodies, stop_);
   }
 
  private:
@@ -81,19 +74,6 @@ class Pull {
     Worker(source, target_, work_, counters_, settings_.depth).run(stop_.get_token());
   }
 
-  /// The end of a thread: the first error stops the others.
-  template <class Body>
-  void guarded(Body body) noexcept {
-    try {
-      body();
-    } catch (...) {
-      const std::lock_guard guard(mutex_);
-      if (!error_)
-        error_ = std::current_exception();
-      stop_.request_stop();
-    }
-  }
-
   nbd::Source& first_;
   target::Target& target_;
   const image::ExtentMap& map_;
@@ -101,8 +81,6 @@ class Pull {
   Counters& counters_;
   std::stop_source& stop_;
   Work work_;
-  std::mutex mutex_;  // of error_
-  std::exception_ptr error_;
 };
 
 }  // namespace

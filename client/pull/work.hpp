@@ -22,6 +22,11 @@ struct Counters {
   std::atomic<unsigned> connections = 0;
 };
 
+/// What Counters::total is of a map.
+inline std::uint64_t bytes_to_settle(const image::ExtentMap& map) {
+  return map.size() - map.bytes(image::State::unchanged);
+}
+
 /// The plan, shared out between the workers; safe to call from several threads.
 class Work {
  public:

@@ -133,6 +133,11 @@ void ApplyTarget::write_at(std::span<const std::byte> data, std::uint64_t offset
   file_.write_at(data, offset);
 }
 
+bool ApplyTarget::copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                          std::uint64_t offset) {
+  return file_.copy_from(from, from_offset, length, offset);
+}
+
 void ApplyTarget::zero_at(std::uint64_t offset, std::uint64_t length) {
   if (deallocate(file_, offset, length))
     return;

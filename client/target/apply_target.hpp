@@ -31,6 +31,8 @@ class ApplyTarget : public LocalTarget {
 
  protected:
   void write_at(std::span<const std::byte> data, std::uint64_t offset) override;
+  bool copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
+               std::uint64_t offset) override;
   void zero_at(std::uint64_t offset, std::uint64_t length) override;
 
  private:

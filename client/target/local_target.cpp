@@ -11,6 +11,10 @@ class LocalTarget::LocalWriter : public Writer {
     target_.write_at(data, offset);
     co_return;
   }
+  bool copy(const File& from, std::uint64_t from_offset, std::uint64_t length,
+            std::uint64_t offset) override {
+    return target_.copy_at(from, from_offset, length, offset);
+  }
   asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) override {
     target_.zero_at(offset, length);
     co_return;

@@ -11,8 +11,12 @@ class LocalTarget : public Target {
   std::unique_ptr<Writer> writer(asio::io_context& loop) final;
 
  protected:
-  /// Both are safe to call from several threads.
+  /// All are safe to call from several threads.
   virtual void write_at(std::span<const std::byte> data, std::uint64_t offset) = 0;
+  virtual bool copy_at(const File& /*from*/, std::uint64_t /*from_offset*/,
+                       std::uint64_t /*length*/, std::uint64_t /*offset*/) {
+    return false;
+  }
   virtual void zero_at(std::uint64_t offset, std::uint64_t length) = 0;
 
  private:

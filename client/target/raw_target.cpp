@@ -24,6 +24,11 @@ void RawTarget::write_at(std::span<const std::byte> data, std::uint64_t offset) 
   file_.file().write_at(data, offset);
 }
 
+bool RawTarget::copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
+                        std::uint64_t offset) {
+  return file_.file().copy_from(from, from_offset, length, offset);
+}
+
 void RawTarget::finish() {
   file_.file().sync();
   file_.publish();

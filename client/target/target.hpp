@@ -9,6 +9,7 @@
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
+#include "base/file.hpp"
 #include "client/asio.hpp"
 #include "image/extent_map.hpp"
 
@@ -62,6 +63,12 @@ class Writer {
   virtual asio::awaitable<void> open() = 0;
   /// Bytes whose state is data.
   virtual asio::awaitable<void> write(std::span<const std::byte> data, std::uint64_t offset) = 0;
+  /// The same, where the bytes stand in a file: by the kernel. Returns false where that is not to
+  /// be had; they are to be written then.
+  virtual bool copy(const File& /*from*/, std::uint64_t /*from_offset*/, std::uint64_t /*length*/,
+                    std::uint64_t /*offset*/) {
+    return false;
+  }
   /// A range that reads zero.
   virtual asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) = 0;
   /// After this writer's last write.

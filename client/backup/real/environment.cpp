@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "client/backup/real/child.hpp"
+#include "client/backup/real/direct_server.hpp"
 #include "client/backup/real/files.hpp"
 #include "client/backup/real/plugin.hpp"
 #include "client/pull/job.hpp"
@@ -117,7 +118,9 @@ class RealEnvironment final : public Environment {
   }
 
   asio::awaitable<std::unique_ptr<Server>> serve(ServeRequest request) override {
-    return start_plugin(options_.plugin, std::move(request), clock_);
+    if (request.direct)
+      co_return direct_server(std::move(request));
+    co_return co_await start_plugin(options_.plugin, std::move(request), clock_);
   }
 
   unsigned end_servers(const std::set<std::string>& images,

@@ -12,6 +12,7 @@ struct Scheme {
   std::string name;
   std::vector<MachineDisk> disks;
   std::string tracking;
+  bool direct = false;
 };
 
 class Schemes : public ::testing::TestWithParam<Scheme> {};
@@ -23,7 +24,10 @@ TEST_P(Schemes, EveryRestorePointIsExact) {
   Points points(machine);
   for (unsigned round = 0; round < 4; ++round) {
     machine.write_at_random(random, 25);
-    const auto result = points.backup({"--tracking", GetParam().tracking});
+    Command options{"--tracking", GetParam().tracking};
+    if (GetParam().direct)
+      options.insert(options.end(), {"--direct", "--plugin", "/nowhere/plugin.so"});
+    const auto result = points.backup(options);
     EXPECT_EQ(result.at("type").as_string(), round == 0 ? "full" : "incremental");
     machine.write_at_random(random, 5);
   }
@@ -69,6 +73,8 @@ INSTANTIATE_TEST_SUITE_P(
         Scheme{"FourByBitmap", {qcow2("a"), raw("b"), by_drive(qcow2("c")), raw("d")}, "bitmap"},
         Scheme{"FourByOverlay", {qcow2("a"), raw("b"), by_drive(qcow2("c")), raw("d")}, "overlay"},
         Scheme{"Version2", {{.name = "old", .options = "compat=0.10"}}, "bitmap"},
+        Scheme{"DirectByBitmap", {qcow2("a"), by_drive(qcow2("b"))}, "bitmap", true},
+        Scheme{"DirectByOverlay", {qcow2("a"), raw("b")}, "overlay", true},
         Scheme{"SmallClusters", {{.name = "small", .options = "cluster_size=4k"}}, "bitmap"}),
     [](const auto& scheme) { return scheme.param.name; });
 

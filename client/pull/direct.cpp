@@ -1,0 +1,144 @@
+#include "client/pull/direct.hpp"
+
+#include <algorithm>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "client/nbd/run_together.hpp"
+#include "client/pull/threads.hpp"
+
+namespace nbdelta::client::pull {
+namespace {
+
+using Clock = RateLimiter::Clock;
+
+constexpr std::uint64_t kOperation = 16 * kMiB;  // what one thread takes at a time
+constexpr std::uint64_t kChunk = 256 * kKiB;     // of it in one step: stays in a processor's cache
+constexpr std::chrono::milliseconds kLongestSleep{100};
+
+/// One thread's part.
+class Worker {
+ public:
+  Worker(const image::Disk& disk, target::Target& target, Work& work, Counters& counters,
+         const std::stop_token& stop)
+      : disk_(disk),
+        work_(work),
+        counters_(counters),
+        stop_(stop),
+        writer_(target.writer(loop_)),
+        buffer_(kChunk) {}
+
+  void run() {
+    const std::stop_callback cancel(stop_,
+                                    [this] { asio::post(loop_, [this] { writer_->cancel(); }); });
+    nbd::run_one(loop_, settle_all());
+  }
+
+ private:
+  asio::awaitable<void> settle_all() {
+    co_await writer_->open();
+    while (const std::optional<Operation> operation = work_.next()) {
+      for (auto run = operation->first; !run.at_end() && run.extent().offset < operation->end();
+           run.next()) {
+        const std::uint64_t begin = std::max(run.extent().offset, operation->offset);
+        const std::uint64_t end = std::min(run.extent().end(), operation->end());
+        if (run.extent().state == image::State::data)
+          co_await move(begin, end);
+        else if (image::reads_zero(run.extent().state))
+          co_await zero(begin, end - begin);
+      }
+    }
+    co_await writer_->flush();
+  }
+
+  asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) {
+    check_stop();
+    co_await writer_->zero(offset, length);
+    counters_.zeroed += length;
+  }
+
+  asio::awaitable<void> move(std::uint64_t offset, std::uint64_t end) {
+    while (offset < end) {
+      std::uint64_t length = copy(offset, end - offset);
+      if (length == 0) {
+        length = std::min(end - offset, kChunk);
+        co_await read_and_write(offset, length);
+      }
+      offset += length;
+    }
+  }
+
+  /// Returns how much the kernel has copied; 0 where these bytes are to be read and written.
+  std::uint64_t copy(std::uint64_t offset, std::uint64_t limit) {
+    if (!kernel_copies_)
+      return 0;
+    const image::Disk::Place place = disk_.place_at(offset, limit);
+    if (place.file == nullptr)
+      return 0;
+    throttle(place.length);
+    if (!writer_->copy(*place.file, raw(place.host_offset), place.length, offset)) {
+      kernel_copies_ = false;
+      return 0;
+    }
+    counters_.read += place.length;
+    counters_.written += place.length;
+    ++counters_.requests;
+    return place.length;
+  }
+
+  asio::awaitable<void> read_and_write(std::uint64_t offset, std::uint64_t length) {
+    throttle(length);
+    const auto data = std::span(buffer_).first(length);
+    disk_.read(data, offset);
+    counters_.read += length;
+    ++counters_.requests;
+    co_await writer_->write(data, offset);
+    counters_.written += length;
+  }
+
+  /// Returns when that many bytes may move.
+  void throttle(std::uint64_t bytes) {
+    check_stop();
+    const auto until = Clock::now() + work_.book(bytes);
+    for (auto now = Clock::now(); now < until; now = Clock::now()) {
+      std::this_thread::sleep_for(std::min<Clock::duration>(until - now, kLongestSleep));
+      check_stop();
+    }
+  }
+
+  void check_stop() const {
+    if (stop_.stop_requested())
+      fail(ECANCELED, "interrupted");
+  }
+
+  const image::Disk& disk_;
+  Work& work_;
+  Counters& counters_;
+  std::stop_token stop_;
+  asio::io_context loop_{1};
+  std::unique_ptr<target::Writer> writer_;
+  std::vector<std::byte> buffer_;
+  bool kernel_copies_ = true;  // not known otherwise yet
+};
+
+}  // namespace
+
+void run_direct(const image::Disk& disk, target::Target& target, const image::ExtentMap& map,
+                const Settings& settings, Counters& counters, std::stop_source& stop) {
+  counters.total += bytes_to_settle(map);
+  Work work(map, {.request_size = kOperation, .zero_size = target.zero_size()}, settings.rate);
+  const std::uint64_t useful = div_round_up(map.bytes(image::State::data), kOperation);
+  const std::uint64_t threads = std::clamp<std::uint64_t>(
+      useful, 1, std::min(settings.connections, target.maximum_writers()));
+  const std::function<void()> work_along = [&] {
+    ++counters.connections;
+    Worker(disk, target, work, counters, stop.get_token()).run();
+  };
+  run_together(std::vector(threads, work_along), stop);
+}
+
+}  // namespace nbdelta::client::pull

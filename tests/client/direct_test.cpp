@@ -1,0 +1,208 @@
+// Pulls from an image that the client opens itself, compared with what QEMU's tools read.
+
+#include <gtest/gtest.h>
+#include <sys/stat.h>
+
+#include <filesystem>
+#include <string>
+#include <thread>
+#include <utility>
+
+#include "tests/client/changed_disk.hpp"
+#include "tests/client/client_run.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+class Direct : public ::testing::Test {
+ protected:
+  std::string uri(const std::string& options = "") const {
+    return "delta:" + disk_.image() + options;
+  }
+  void expect_equal(const std::string& file, const std::string& format) const {
+    EXPECT_EQ(difference(file, format, disk_.image(), "qcow2"), "") << file;
+  }
+  void expect_refused(const std::string& source, int status, const std::string& why) const {
+    const Outcome outcome = nbdelta({"pull", source, disk_ / "no.raw"});
+    EXPECT_EQ(outcome.status, status) << source;
+    EXPECT_NE(outcome.err.find(why), std::string::npos) << source << ": " << outcome.err;
+    EXPECT_FALSE(std::filesystem::exists(disk_ / "no.raw")) << source;
+  }
+
+  Random random_ = Random::from_environment();
+  ChangedDisk disk_{random_};
+};
+
+TEST_F(Direct, TheWholeDisk) {
+  for (const char* format : {"raw", "qcow2"}) {
+    const std::string target = disk_ / ("whole." + std::string(format));
+    const auto result = pulled({uri(), target});
+    EXPECT_FALSE(result.at("changed_view").as_bool());
+    EXPECT_EQ(result.at("disk_size").to_number<std::uint64_t>(), kDisk);
+    expect_equal(target, format);
+    EXPECT_EQ(check_complaints(disk_.image()), "");
+  }
+}
+
+TEST_F(Direct, WhatHasChanged) {
+  const std::string target = disk_ / "inc.qcow2";
+  const auto result = pulled({uri("?bitmap=b0"), target, "--base", "full.qcow2"});
+  EXPECT_TRUE(result.at("changed_view").as_bool());
+  EXPECT_LT(result.at("bytes_written").to_number<std::uint64_t>(), kDisk);
+  expect_equal(target, "qcow2");
+  EXPECT_EQ(check_complaints(target), "");
+  pulled({uri("?bitmap=b0"), disk_.full_raw(), "--apply"});
+  expect_equal(disk_.full_raw(), "raw");
+}
+
+/// Over NBD and directly is the same.
+TEST_F(Direct, CountsWhatAServerWouldHaveTold) {
+  const NbdServer server = NbdServer::delta({disk_.image()});
+  const auto over_nbd = pulled({server.uri("dirty:b0"), "null:"});
+  const auto direct = pulled({uri("?bitmap=b0"), "null:"});
+  for (const char* member : {"disk_size", "extents", "bytes_written", "bytes_zeroed"})
+    EXPECT_EQ(direct.at(member), over_nbd.at(member)) << member;
+}
+
+TEST_F(Direct, MapIsWhatAServerTells) {
+  const NbdServer server = NbdServer::delta({disk_.image()});
+  for (const auto& [export_name, options] :
+       {std::pair("dirty:b0", "?bitmap=b0"), std::pair("image", ""),
+        std::pair("layer", "?view=layer")})
+    EXPECT_EQ(run_ok(nbdelta_command({"map", "--json", uri(options)})),
+              run_ok(nbdelta_command({"map", "--json", server.uri(export_name)})))
+        << export_name;
+}
+
+TEST_F(Direct, FullIgnoresTheBitmap) {
+  const auto result = pulled({uri("?bitmap=b0"), disk_ / "full-again.raw", "--full"});
+  EXPECT_FALSE(result.at("changed_view").as_bool());
+  expect_equal(disk_ / "full-again.raw", "raw");
+}
+
+TEST_F(Direct, ToAnNbdServer) {
+  {
+    const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
+    pulled({uri("?bitmap=b0"), to.uri()});
+  }
+  expect_equal(disk_.full_raw(), "raw");
+}
+
+TEST_F(Direct, WhatAnOverlayHolds) {
+  qemu_img({"create", "-f", "qcow2", "-b", disk_.image(), "-F", "qcow2", disk_ / "over.qcow2"});
+  qemu_io(disk_ / "over.qcow2", "qcow2", {"write -q -P 7 1M 100k", "write -q -z 2M 64k"});
+  const std::string copy = disk_ / "copy.raw";
+  pulled({uri(), copy});
+  const auto result = pulled({"delta:" + (disk_ / "over.qcow2") + "?view=layer", copy, "--apply"});
+  EXPECT_LT(result.at("bytes_written").to_number<std::uint64_t>(), 1024 * 1024U);
+  EXPECT_EQ(difference(copy, "raw", disk_ / "over.qcow2", "qcow2"), "");
+  pulled({"delta:" + (disk_ / "over.qcow2"), disk_ / "all.raw"});
+  EXPECT_EQ(difference(disk_ / "all.raw", "raw", disk_ / "over.qcow2", "qcow2"), "");
+}
+
+TEST_F(Direct, OfEveryKindOfImage) {
+  const std::string raw = disk_.full_raw();
+  for (const Command& options :
+       {Command{"-f", "raw"}, Command{"-f", "qcow2", "-o", "cluster_size=4k"},
+        Command{"-f", "qcow2", "-o", "extended_l2=on,cluster_size=128k"},
+        Command{"-f", "qcow2", "-o", "compat=0.10"}, Command{"-f", "qcow2", "-c"},
+        Command{"-f", "qcow2", "-c", "-o", "compression_type=zstd"}}) {
+    Command convert{"convert", "-O"};
+    convert.insert(convert.end(), options.begin() + 1, options.end());
+    const std::string image = disk_ / ("kind." + options[1]);
+    convert.insert(convert.end(), {disk_.full_qcow2(), image});
+    qemu_img(convert);
+    SCOPED_TRACE(::testing::PrintToString(options));
+    pulled({"delta:" + image + "?format=" + options[1], disk_ / "kind-copy.raw", "--force"});
+    EXPECT_EQ(difference(disk_ / "kind-copy.raw", "raw", raw, "raw"), "");
+    pulled({"delta:" + image, disk_ / "kind-copy.qcow2", "--force"});
+    EXPECT_EQ(difference(disk_ / "kind-copy.qcow2", "qcow2", raw, "raw"), "");
+  }
+}
+
+TEST_F(Direct, PathsWithOddCharacters) {
+  const std::string odd = disk_ / "a b?c&d%e.qcow2";
+  std::filesystem::copy_file(disk_.image(), odd);
+  std::string encoded = disk_ / "a%20b%3Fc%26d%25e.qcow2";
+  pulled({"delta:" + encoded, disk_ / "odd.raw"});
+  expect_equal(disk_ / "odd.raw", "raw");
+}
+
+TEST_F(Direct, RefusesWhatMakesNoSense) {
+  expect_refused("delta:", 2, "which image");
+  expect_refused(uri("?bitmap=b0&view=layer"), 2, "exclude each other");
+  expect_refused(uri("?bitmap="), 2, "expected bitmap=NAME");
+  expect_refused(uri("?colour=red"), 2, "colour=red");
+  expect_refused(uri("?lock=maybe"), 2, "on or off");
+  expect_refused(uri("?format=vmdk"), 2, "vmdk");
+  expect_refused(uri("?bitmap=b9"), 1, "b9");
+  const Outcome context = nbdelta({"pull", uri(), "null:", "--context", "qemu:dirty-bitmap:b0"});
+  EXPECT_EQ(context.status, 2);
+  EXPECT_NE(context.err.find("?bitmap=NAME"), std::string::npos) << context.err;
+  expect_refused("delta:" + disk_.full_raw() + "?format=raw&bitmap=b0", 1,
+                 "a raw image holds no bitmaps");
+  expect_refused("delta:" + (disk_ / "missing.qcow2"), 1, "missing.qcow2");
+}
+
+TEST_F(Direct, RefusesAnImageThatIsWritten) {
+  const NbdServer writer = NbdServer::qemu_nbd({"-f", "qcow2", disk_.image()});
+  expect_refused(uri(), 1, "lock");
+}
+
+/// And nobody may write while it is read.
+TEST_F(Direct, HoldsTheImagesLockMeanwhile) {
+  Command slow = nbdelta_command({"pull", "--quiet", "--rate", "1M", uri(), "null:"});
+  Background pull(slow);
+  for (int i = 0; i < 100 && run({"qemu-io", "-c", "quit", disk_.image()}).status == 0; ++i)
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  EXPECT_TRUE(pull.running());
+  EXPECT_NE(run({"qemu-io", "-c", "write 0 512", disk_.image()}).status, 0);
+  pull.signal(SIGINT);
+  const auto outcome = pull.wait(std::chrono::seconds(10));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 130);
+}
+
+/// A file system of its own that copies by reference. Needs root and XFS.
+class Reflinks {
+ public:
+  explicit Reflinks(const std::string& image) {
+    run_ok({"truncate", "--size=512M", image});
+    run_ok({"mkfs.xfs", "-q", "-m", "reflink=1", image});
+    mounted_ = run({"mount", "-o", "loop", image, folder_.path()}).status == 0;
+  }
+  ~Reflinks() {
+    if (mounted_)
+      run({"umount", "--lazy", folder_.path()});
+  }
+  bool mounted() const { return mounted_; }
+  std::string operator/(std::string_view name) const { return folder_ / name; }
+  std::uint64_t used() const {
+    const auto space = std::filesystem::space(folder_.path());
+    return space.capacity - space.free;
+  }
+
+ private:
+  TempFolder folder_;
+  bool mounted_ = false;
+};
+
+TEST_F(Direct, CopiesByReferenceWhereTheFileSystemCan) {
+  const Reflinks reflinks(disk_ / "xfs");
+  if (!reflinks.mounted())
+    GTEST_SKIP() << "no XFS can be mounted here";
+  const std::string image = reflinks / "disk.qcow2";
+  create_image(image, "qcow2", 64 * kMiB);
+  qemu_io(image, "qcow2", {"write -q -P 3 0 60M"});
+  run_ok({"sync", "--file-system", image});
+  for (const std::string target : {"copy.raw", "copy.qcow2"}) {
+    const std::uint64_t before = reflinks.used();
+    pulled({"delta:" + image, reflinks / target});
+    run_ok({"sync", "--file-system", image});
+    EXPECT_LT(reflinks.used() - before, 8 * kMiB) << target;
+    EXPECT_EQ(difference(reflinks / target, target.substr(5), image, "qcow2"), "");
+  }
+}
+
+}  // namespace
+}  // namespace nbdelta::testing
