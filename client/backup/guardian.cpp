@@ -189,9 +189,10 @@ asio::awaitable<guardian::Frozen> Guardian::freeze(guardian::Freeze command) {
   } catch (const Error& error) {
     failure = error.what();
   }
-  frozen_ = !broken("no-thaw-after-failed-freeze");
-  if (!frozen_)
+  if (broken("no-thaw-after-failed-freeze")) {
+    frozen_ = false;
     fail(EIO, "{}", failure);
+  }
   in_step_ = false;
   thawed_ = guardian::Thawed{.by_deadline = true};
   std::string after = "the guest was thawed at once";
