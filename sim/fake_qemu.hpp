@@ -158,6 +158,15 @@ class FakeQemu {
   Clock::Time stalled_until() const { return stalled_until_; }
 
   void set_run_state(std::string state) { run_state_ = std::move(state); }
+  /// A guest with werror=enospc waits after a write that failed, until it is told to go on.
+  void stop_on_error() {
+    if (run_state_ == "running")
+      run_state_ = "io-error";
+  }
+  void go_on_after_error() {
+    if (run_state_ == "io-error")
+      run_state_ = "running";
+  }
   void set_migration(std::string status) { migration_ = std::move(status); }
   /// The socket of the NBD server, where it runs.
   const std::optional<std::string>& nbd_server() const { return nbd_server_; }

@@ -253,7 +253,7 @@ void LiveQemu::write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDo
                             done = std::move(done)](const std::exception_ptr& error) {
     if (error) {
       record_->found(disk, granule, content(disk, granule));
-      qemu_.set_run_state("io-error");  // as with werror=enospc
+      qemu_.stop_on_error();
     }
     done(error);
   };

@@ -71,6 +71,8 @@ qapi::NodeInfo describe(const BlockGraph& graph, const Node& node, bool flat) {
   if (!node.is_format()) {
     info.image.filename = node.path;
     info.image.format = node.driver;
+    if (node.driver == "null-co")
+      info.image.virtual_size = std::uint64_t{1} << 30;
     for (const Node* user : graph.users_of(node)) {
       info.image.virtual_size = user->image->allocated();
       info.image.actual_size = user->image->allocated();

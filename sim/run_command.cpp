@@ -84,7 +84,7 @@ class LiveGuest {
   /// As whoever watches over a guest with werror=enospc: the write is tried again.
   asio::awaitable<void> resume_later() {
     co_await clock_->wait(1s);
-    qemu_.qemu().set_run_state("running");
+    qemu_.qemu().go_on_after_error();
     guest_.resume();
   }
 

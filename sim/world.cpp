@@ -225,7 +225,7 @@ void World::start_qemu() {
     return qemu_->guest.freeze();
   };
   qemu_->guest.failed = [this](const std::exception_ptr& /*error*/) {
-    qemu_->fake.set_run_state("io-error");  // a guest with werror=enospc waits
+    qemu_->fake.stop_on_error();
     note("guest paused: no space");
   };
   for (std::size_t i = 0; i < schedule_.disks.size(); ++i) {
@@ -476,7 +476,7 @@ void World::end_faults() {
   if (qemu_) {
     if (std::exchange(qemu_->agent.silent, false) && frozen_since_)
       frozen_since_ = time_.now();  // from here on somebody can thaw it
-    qemu_->fake.set_run_state("running");
+    qemu_->fake.go_on_after_error();
     qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
     if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end

@@ -83,31 +83,29 @@ asio::awaitable<void> dismiss_failed(qmp::Client& qmp, qapi::JobInfo job) {
   fail(EIO, "the commit failed: {}", *job.error);
 }
 
-/// Returns what was done. Where `overlay` is marked as committed, the guest moves.
+/// Returns what was done. What has not moved the guest yet is cancelled: its writes may wait in
+/// QEMU by now, see must_stop_guest().
 asio::awaitable<std::string> end_job(qmp::Client& qmp, Files& files, qapi::JobInfo job,
                                      std::string overlay) {
   if (job.status == "waiting" || job.status == "aborting")
     job = co_await wait_until(qmp, job.id, "pending", kCompletion);
+  if (job.status == "pending" && broken("finalized-without-mark")) {
+    const qapi::JobFinalize job_finalize{.id = job.id};
+    co_await qmp.call(job_finalize);
+    job = co_await wait_until_concluded(qmp, job.id, kCompletion);
+  }
   const bool marked = !overlay.empty() && is_committed(files, overlay);
-  const bool moves = marked || broken("finalized-without-mark");
-  if (job.status != "concluded" && !(job.status == "pending" && moves)) {
+  if (job.status != "concluded") {
     if (marked)
       unmark_committed(files, overlay);  // before the guest writes there again
     co_await cancel(qmp, job.id);
     co_return fmt::format("cancelled the job {} ({})", job.id, job.status);
   }
-  const std::string before = job.status;
-  if (before == "pending") {
-    const qapi::JobFinalize job_finalize{.id = job.id};
-    co_await qmp.call(job_finalize);
-    job = co_await wait_until_concluded(qmp, job.id, kCompletion);
-  }
   if (job.error && marked && !broken("mark-kept-by-failed-commit"))
     unmark_committed(files, overlay);
   const qapi::JobDismiss job_dismiss{.id = job.id};
   co_await qmp.call(job_dismiss);
-  co_return fmt::format("{} the job {} (it {}{})", before == "pending" ? "finalized" : "dismissed",
-                        job.id, before == "pending" ? "was pending" : "had ended",
+  co_return fmt::format("dismissed the job {} (it had ended{})", job.id,
                         job.error ? ": " + *job.error : std::string());
 }
 

@@ -46,8 +46,9 @@ bool must_stop_guest(std::uint64_t qemu_major, image::Format base);
 asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environment,
                                          ActiveCommit commit);
 
-/// Ends such a job in whatever state it is in: the guest moves where the overlay is marked as
-/// committed, and stays otherwise. Returns what was done; empty where there was no such job.
+/// Ends such a job in whatever state it is in: where it has not moved the guest, the guest stays on
+/// the overlay, which is not marked as committed any more. Returns what was done; empty where there
+/// was no such job.
 asio::awaitable<std::string> end_active(qmp::Client& qmp, Files& files, std::string job,
                                         std::string overlay_local);
 

@@ -24,11 +24,10 @@ constexpr const char* kGreeting =
     "\n";
 
 /// What a guard does to end the job of an overlay that is not marked.
-const Answers kCancelled{{"qmp_capabilities", "{}"},
-                         {"query-jobs", job("pending")},
-                         {"job-cancel", "{}"},
-                         {"query-jobs", job("concluded", "Operation canceled")},
-                         {"job-dismiss", "{}"}};
+const Answers kCancelled{
+    {"qmp_capabilities", "{}"}, {"query-jobs", job("pending")},
+    {"job-cancel", "{}"},       {"query-jobs", job("concluded", "Operation canceled")},
+    {"job-dismiss", "{}"},      {"query-named-block-nodes", "[]"}};
 
 class GuardOfACommit : public Conversation {
  protected:
@@ -100,39 +99,60 @@ class GuardOfACommit : public Conversation {
   std::vector<Clock::Duration> killed_after_;
 };
 
-TEST_F(GuardOfACommit, MovesTheGuestWhereTheOverlayIsMarked) {
-  expect_after_death(true,
-                     {{"qmp_capabilities", "{}"},
-                      {"query-jobs", job("pending")},
-                      {"job-finalize", "{}"},
-                      {"query-jobs", job("concluded")},
-                      {"job-dismiss", "{}"}},
-                     true);
-}
-
-TEST_F(GuardOfACommit, LetsTheGuestStayWhereItIsNot) {
+TEST_F(GuardOfACommit, LetsTheGuestStayWhereItHasNotMoved) {
   expect_after_death(false,
                      {{"qmp_capabilities", "{}"},
                       {"query-jobs", job("waiting")},
                       {"query-jobs", job("pending")},
                       {"job-cancel", "{}"},
                       {"query-jobs", job("concluded", "Operation canceled")},
-                      {"job-dismiss", "{}"}},
+                      {"job-dismiss", "{}"},
+                      {"query-named-block-nodes", "[]"}},
                      false);
 }
 
-TEST_F(GuardOfACommit, TakesTheMarkBackWhereTheMoveFails) {
+TEST_F(GuardOfACommit, TakesTheMarkBackThere) {
+  expect_after_death(true, kCancelled, false);
+}
+
+TEST_F(GuardOfACommit, LetsAGuestGoOnThatWasStopped) {
+  expect_after_death(
+      true,
+      {{"qmp_capabilities", "{}"},
+       {"query-jobs", job("concluded")},
+       {"job-dismiss", "{}"},
+       {"query-named-block-nodes",
+        R"([{"node-name": "nbdelta-0123abcd-0002-s", "drv": "null-co", "file": "null-co://", )"
+        R"("ro": false, "backing_file_depth": 0, "write_threshold": 0, "image": {"filename": )"
+        R"("null-co://", "format": "null-co", "virtual-size": 1024}}])"},
+       {"query-status", R"({"running": false, "status": "paused"})"},
+       {"cont", "{}"},
+       {"blockdev-del", "{}"}},
+      true);
+}
+
+TEST_F(GuardOfACommit, LeavesTheMarkWhereTheGuestHasMoved) {
   expect_after_death(true,
                      {{"qmp_capabilities", "{}"},
-                      {"query-jobs", job("pending")},
-                      {"job-finalize", "{}"},
+                      {"query-jobs", job("concluded")},
+                      {"job-dismiss", "{}"},
+                      {"query-named-block-nodes", "[]"}},
+                     true);
+}
+
+TEST_F(GuardOfACommit, TakesTheMarkBackWhereTheMoveHasFailed) {
+  expect_after_death(true,
+                     {{"qmp_capabilities", "{}"},
                       {"query-jobs", job("concluded", "Input/output error")},
-                      {"job-dismiss", "{}"}},
+                      {"job-dismiss", "{}"},
+                      {"query-named-block-nodes", "[]"}},
                      false);
 }
 
 TEST_F(GuardOfACommit, HasNothingToDoAfterTheEnd) {
-  expect_after_death(true, {{"qmp_capabilities", "{}"}, {"query-jobs", "[]"}}, true);
+  expect_after_death(
+      true, {{"qmp_capabilities", "{}"}, {"query-jobs", "[]"}, {"query-named-block-nodes", "[]"}},
+      true);
 }
 
 TEST_F(GuardOfACommit, KillsASessionThatGivesNoSignOfLife) {
