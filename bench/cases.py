@@ -45,8 +45,8 @@ def faster(scenario, theirs, at_least, ours="nbdelta"):
                  lambda our, their, _: their.seconds / our.seconds, at_least=at_least)
 
 
-def client_memory(scenario, ours, mebibytes):
-    return Bound(scenario, ours, None, f"client memory of {ours}",
+def client_memory(scenario, ours, mebibytes, what):
+    return Bound(scenario, ours, None, f"client memory, {what}",
                  lambda our, *_: our.client.peak_bytes / MIB, at_most=mebibytes, unit="MiB")
 
 
@@ -68,7 +68,7 @@ CASES = [
          [faster(scenarios.fragmented, "pread/pwrite loop", 0.6)]),
     Case("map", "map of 10 million changed extents against nbdinfo --map on qemu-nbd -B",
          [faster(scenarios.dirty_map, "nbdinfo", 5),
-          client_memory(scenarios.dirty_map, "nbdelta", 128)]),
+          client_memory(scenarios.dirty_map, "nbdelta", 128, "10 million extents")]),
     Case("disk-size", "1 GiB changed on 16 TiB against 64 GiB",
          [Bound(scenarios.disk_size, "large disk", "small disk", "seconds, large disk / small disk",
                 lambda our, their, _: our.seconds / their.seconds, at_most=1.15)]),
@@ -85,9 +85,9 @@ CASES = [
                 lambda our, their, _: our.client.cpu_seconds / their.client.cpu_seconds,
                 at_most=0.8)]),
     Case("client-memory", "client memory beside the map, at any size",
-         [client_memory(scenarios.full, "nbdelta", 64),
-          client_memory(scenarios.incremental, "nbdelta", 64),
-          client_memory(scenarios.disk_size, "large disk", 64)]),
+         [client_memory(scenarios.full, "nbdelta", 64, "full pull"),
+          client_memory(scenarios.incremental, "nbdelta", 64, "incremental"),
+          client_memory(scenarios.disk_size, "large disk", 64, "16 TiB disk")]),
     Case("open", "qcow2 image of 16 TiB opened and ready to serve, against qemu-nbd",
          [faster(scenarios.opening, "qemu-nbd", 1, ours="nbdkit delta")]),
 ]

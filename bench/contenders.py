@@ -155,5 +155,10 @@ def same_map(expected, target, changed_lines):
     return check
 
 
+def to_file(target, *words):
+    """A command line whose standard output is the file."""
+    return ["sh", "-c", 'target=$1; shift; exec "$@" > "$target"', "sh", target, *words]
+
+
 def self_python(script, *arguments):
     return [sys.executable, f"{HERE}/{script}", *map(str, arguments)]

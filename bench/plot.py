@@ -8,13 +8,14 @@ SCRIPT = """
 set terminal svg size 1100,{height} font "sans,14" background "#ffffff"
 set output "{svg}"
 set title "nbdelta: measured against what must hold ({scale} sizes, medians of {rounds} rounds)"
-set xlabel "1 = just holds; further right is better (bar: least and most of a round)"
+set xlabel "1 = just holds; further right is better (whiskers: least and most of a round)"
 set logscale x 2
 set xrange [{low}:{high}]
 set yrange [{count}-0.5:-0.5]
 set format x "%g"
 set grid xtics linecolor "#dddddd"
-set lmargin 50
+set lmargin 46
+set rmargin 34
 set key off
 set arrow from 1, graph 0 to 1, graph 1 nohead linewidth 2 linecolor "#000000"
 set style fill solid 0.85 noborder
@@ -24,7 +25,7 @@ $data << EOD
 EOD
 plot $data using 2:1:(1.0):2:($1-0.3):($1+0.3):5:yticlabels(6) with boxxyerror linecolor rgb variable, \\
      $data using 2:1:3:4 with xerrorbars pointtype 0 linewidth 2 linecolor "#333333", \\
-     $data using (($2)>1?$4*1.04:1.04):1:7 with labels left font "sans,12"
+     $data using ({high}):1:7 with labels left offset 1,0
 """
 
 
@@ -37,7 +38,7 @@ def draw(svg, results, scale, rounds):
     if not rows:
         return
     low = min(0.5, *(row[4] for row in results)) / 1.2
-    high = max(2.0, *(row[5] for row in results)) * 2.5
+    high = max(2.0, *(row[5] for row in results)) * 1.2
     script = SCRIPT.format(svg=svg, scale=scale, rounds=rounds, count=len(rows), low=low, high=high,
                            height=140 + 36 * len(rows), rows="\n".join(rows))
     result = subprocess.run(["gnuplot"], input=script, capture_output=True, text=True, check=False)

@@ -104,7 +104,7 @@ def disk_size(bench):
     """incremental: as much has changed, on disks of different sizes"""
     runs = []
     for name, size in (("small disk", bench.size(4 * GIB, 64 * GIB)),
-                       ("large disk", bench.size(TIB, 16 * TIB))):
+                       ("large disk", bench.size(256 * GIB, 16 * TIB))):
         disk = bench.path(f"{name.split()[0]}.qcow2")
         apart(data.changed_disk, disk, size, 64 * KIB, bench.size(64 * MIB, GIB))
         runs.append(pull_changes(bench, name, disk, size))
@@ -121,18 +121,16 @@ def dirty_map(bench):
     by.need("nbdinfo", "awk")
     unix, tcp = by.unix_wire(bench.folder), by.tcp_wire("127.0.0.1", PORT)
 
-    def to_target(*words):
-        return ["sh", "-c", 'target=$1; shift; exec "$@" > "$target"', "sh", target, *words]
-
     runs = []
     for name, wire in (("nbdelta", unix), ("nbdelta over TCP", tcp)):
         runs.append(measure.Contender(
             name,
-            to_target(bench.tools.nbdelta, "map", wire.uri_of(f"dirty:{data.BITMAP}")),
+            by.to_file(target, bench.tools.nbdelta, "map", wire.uri_of(f"dirty:{data.BITMAP}")),
             make.delta(wire, disk), make.pid_file, target,
             check=by.same_map(expected, target, '$3 == "changed"')))
     runs.append(measure.Contender(
-        "nbdinfo", to_target("nbdinfo", f"--map=qemu:dirty-bitmap:{data.BITMAP}", unix.uri_of()),
+        "nbdinfo",
+        by.to_file(target, "nbdinfo", f"--map=qemu:dirty-bitmap:{data.BITMAP}", unix.uri_of()),
         make.qemu_nbd(disk, "--bitmap", data.BITMAP), make.pid_file, target,
         check=by.same_map(expected, target, '$4 == "dirty"')))
     yield runs
