@@ -6,7 +6,7 @@ import socket
 import statistics
 import subprocess
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 SERVER_START_SECONDS = 60
 CLIENT_SECONDS = 1800
@@ -99,19 +99,14 @@ class Contender:
     server: list | None = None  # argv; must write `pid_file` when it listens
     pid_file: str | None = None
     target: str | None = None  # removed before each run; on the disk at the end of it
-    prepare: object = None  # called before each run, is not measured
     check: object = None  # called after each run; throws Failed
-    sources: list = field(default_factory=list)  # taken out of the page cache before each run
 
     def run(self, folder, cold):
-        """One run, checked. With `cold` the sources must come from the disk."""
+        """One run, checked. With `cold` no file in the folder is in the page cache at its start."""
         if self.target:
             remove(self.target)
-        if self.prepare:
-            self.prepare()
         if cold:
-            for source in self.sources:
-                drop_from_cache(source)
+            drop_from_cache(folder)
         server = start_server(self.server, self.pid_file, folder) if self.server else None
         try:
             started = time.monotonic()
@@ -152,7 +147,10 @@ class Opener:
     socket: str
 
     def run(self, folder, cold):
+        """One run. With `cold` no file in the folder is in the page cache at its start."""
         remove(self.socket)
+        if cold:
+            drop_from_cache(folder)
         started = time.monotonic()
         server = Child(self.server, f"{folder}/server.log")
         try:
@@ -224,10 +222,14 @@ def sync_file(path):
         os.close(descriptor)
 
 
-def drop_from_cache(path):
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)  # what is not on the disk yet would stay
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(descriptor)
+def drop_from_cache(folder):
+    """The contents of all files; what is not on the disk yet would stay, so it is synced first."""
+    for entry in os.scandir(folder):
+        if not entry.is_file(follow_symlinks=False):
+            continue
+        descriptor = os.open(entry.path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        finally:
+            os.close(descriptor)
