@@ -61,6 +61,10 @@ class Child:
         signal.alarm(CLIENT_SECONDS)
         try:
             _, status, rusage = os.wait4(self.pid, 0)
+        except BaseException:  # interrupted
+            self._process.kill()
+            self._process.wait()
+            raise
         finally:
             signal.alarm(0)
             signal.signal(signal.SIGALRM, previous)
