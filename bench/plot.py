@@ -12,7 +12,8 @@ set xlabel "1 = just holds; further right is better (whiskers: least and most of
 set logscale x 2
 set xrange [{low}:{high}]
 set yrange [{count}-0.5:-0.5]
-set format x "%g"
+set xtics ({tics}) nomirror
+set ytics nomirror
 set grid xtics linecolor "#dddddd"
 set lmargin 46
 set rmargin 34
@@ -39,8 +40,9 @@ def draw(svg, results, scale, rounds):
         return
     low = min(0.5, *(row[4] for row in results)) / 1.2
     high = max(2.0, *(row[5] for row in results)) * 1.2
+    tics = ", ".join(f'"{4.0 ** k:.3g}" {4.0 ** k}' for k in range(-5, 6))
     script = SCRIPT.format(svg=svg, scale=scale, rounds=rounds, count=len(rows), low=low, high=high,
-                           height=140 + 36 * len(rows), rows="\n".join(rows))
+                           tics=tics, height=140 + 36 * len(rows), rows="\n".join(rows))
     result = subprocess.run(["gnuplot"], input=script, capture_output=True, text=True, check=False)
     if result.returncode:
         raise Failed(f"gnuplot: {result.stderr}")
