@@ -21,14 +21,8 @@ void FakeQemu::add_query_commands() {
     return RunState{.running = run_state_ == "running", .status = run_state_};
   });
   commands_.add<Stop>([this](const Stop&) {
-    if (run_state_ != "running")
-      return Nothing{};
-    change_run_state("paused", "STOP");
-    for (Job& job : jobs_)  // while QEMU waits for what is in flight
-      if (job.status == "ready") {
-        set_status(job, "standby");
-        set_status(job, "ready");
-      }
+    if (run_state_ == "running")
+      change_run_state("paused", "STOP");
     return Nothing{};
   });
   commands_.add<Cont>([this](const Cont&) {

@@ -6,6 +6,7 @@
 #include <boost/json/serialize.hpp>
 #include <regex>
 #include <set>
+#include <utility>
 
 #include "qapi/block_nodes.hpp"
 #include "qapi/export_commands.hpp"
@@ -137,6 +138,8 @@ void Transcript::note(const std::string& line) {
 }
 
 void Transcript::message(const std::string& command, const json::object& message) {
+  if (is_rest_of_job(message))
+    return;
   json::object kept = message;
   kept.erase("timestamp");
   if (auto* answer = kept.if_contains("return")) {
@@ -163,6 +166,16 @@ void Transcript::message(const std::string& command, const json::object& message
   std::string line = kept.contains("event") ? "! " : "< ";
   write_sorted(kept, line);
   note(line);
+}
+
+bool Transcript::is_rest_of_job(const json::object& message) {
+  const json::value* event = message.if_contains("event");
+  if (event == nullptr || event->as_string() != qapi::JobStatusChange::kName)
+    return false;
+  const std::string id(message.at("data").at("id").as_string());
+  const std::string status(message.at("data").at("status").as_string());
+  return status == "standby" || status == "paused" ||
+         std::exchange(job_status_[id], status) == status;
 }
 
 std::string difference(const std::vector<std::string>& real, const std::vector<std::string>& fake) {

@@ -31,9 +31,12 @@ class Transcript {
  private:
   boost::json::value tidy(const boost::json::value& value);
   std::string tidy(std::string text);
+  /// QEMU has a job rest whenever it drains a node, and then go on as before.
+  bool is_rest_of_job(const boost::json::object& message);
 
   std::string folder_;
   std::map<std::string, std::string> names_;
+  std::map<std::string, std::string> job_status_;
   std::vector<std::string> lines_;
 };
 
