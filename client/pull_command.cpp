@@ -167,10 +167,11 @@ void add_transfer_options(CLI::App& command, PullOptions& options) {
       ->type_name("N")
       ->check(CLI::Range(1U, kMostConnections))
       ->capture_default_str();
-  command.add_option("--depth", settings.depth, "requests in flight on each connection")
+  command
+      .add_option("--depth", settings.depth,
+                  "requests in flight on each connection; default: 4 to 64, by their size")
       ->type_name("N")
-      ->check(CLI::Range(1U, kMostDepth))
-      ->capture_default_str();
+      ->check(CLI::Range(1U, kMostDepth));
   command.add_option("--request-size", options.request_size, "bytes of one request at most")
       ->type_name("SIZE")
       ->capture_default_str();

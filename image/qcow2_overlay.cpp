@@ -27,7 +27,9 @@ bool is_allocated(State state) {
   return state == State::data || state == State::zero;
 }
 
-/// Writes one thing after the other, a MiB at a time.
+/// Writes one thing after the other, a MiB at a time, into a file that reads as zeros: it stays as
+/// it is in pages that are to hold nothing else, as most of an L2 table's are where little of the
+/// disk is allocated.
 class SequentialWriter {
  public:
   SequentialWriter(const File& file, std::uint64_t offset) : file_(file), offset_(offset) {
@@ -43,12 +45,32 @@ class SequentialWriter {
   }
 
   void flush() {
-    file_.write_at(buffer_, offset_);
-    offset_ += buffer_.size();
+    const std::span<const std::byte> all(buffer_);
+    std::size_t begin = 0;  // of what is to be written
+    for (std::size_t at = 0; at < all.size(); at += kPage) {
+      if (!reads_zero(all.subspan(at, std::min(kPage, all.size() - at))))
+        continue;
+      write(all.first(at), begin);
+      begin = at + kPage;
+    }
+    write(all, begin);
+    offset_ += all.size();
     buffer_.clear();
   }
 
  private:
+  static constexpr std::size_t kPage = 4096;
+
+  static bool reads_zero(std::span<const std::byte> bytes) {
+    return std::all_of(bytes.begin(), bytes.end(),
+                       [](std::byte byte) { return byte == std::byte{0}; });
+  }
+
+  void write(std::span<const std::byte> bytes, std::size_t begin) const {
+    if (begin < bytes.size())
+      file_.write_at(bytes.subspan(begin), offset_ + begin);
+  }
+
   const File& file_;
   std::uint64_t offset_;
   std::vector<std::byte> buffer_;

@@ -15,6 +15,20 @@ RawLayer::RawLayer(File file, File direct, std::size_t direct_alignment)
       data_(direct_ ? direct_ : file_, direct_alignment) {}
 
 Run RawLayer::run_at(std::uint64_t offset, std::uint64_t limit) const {
+  const std::lock_guard guard(mutex_);
+  if (offset < data_begin_ || offset >= data_end_) {
+    const Run found = find_run_at(offset, size() - offset);
+    if (found.allocation != Allocation::data)
+      return {.allocation = found.allocation, .length = std::min(limit, found.length)};
+    data_begin_ = offset;
+    data_end_ = offset + found.length;
+  }
+  return {.allocation = Allocation::data,
+          .length = std::min(limit, data_end_ - offset),
+          .host_offset = HostOffset{offset}};
+}
+
+Run RawLayer::find_run_at(std::uint64_t offset, std::uint64_t limit) const {
   const auto seek = [&](int whence) {
     return ::lseek(file_.fd(), static_cast<off_t>(offset), whence);
   };

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <mutex>
 #include <string>
 
 #include "base/file.hpp"
@@ -24,9 +26,16 @@ class RawLayer final : public Layer {
   void will_need(const Run& run) const override { data_.will_need(run.host_offset, run.length); }
 
  private:
+  Run find_run_at(std::uint64_t offset, std::uint64_t limit) const;
+
   File file_;  // holds the locks
   File direct_;
   DataFile data_;
+  mutable std::mutex mutex_;  // of both below
+  // The data that was found last: to look for its end again, a file system may walk through all of
+  // it (tmpfs).
+  mutable std::uint64_t data_begin_ = 0;
+  mutable std::uint64_t data_end_ = 0;
 };
 
 }  // namespace nbdelta::image

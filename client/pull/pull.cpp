@@ -10,6 +10,11 @@
 namespace nbdelta::client::pull {
 namespace {
 
+// What a connection has on its way, by itself: a link of 1 Gbit/s and 16 ms holds two of these.
+constexpr std::uint64_t kInFlight = kMiB;
+constexpr std::uint64_t kLeastDepth = 4;
+constexpr std::uint64_t kMostDepth = 64;
+
 class Pull {
  public:
   Pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
@@ -36,10 +41,20 @@ class Pull {
     const std::uint64_t reads =
         std::max(map_.extents(image::State::data),
                  div_round_up(map_.bytes(image::State::data), settings_.request_size));
-    const std::uint64_t useful = std::max<std::uint64_t>(div_round_up(reads, settings_.depth), 1);
+    const std::uint64_t useful = std::max<std::uint64_t>(div_round_up(reads, depth()), 1);
     const unsigned allowed =
         std::max(1U, std::min(settings_.connections, target_.maximum_writers()));
     return static_cast<unsigned>(std::min<std::uint64_t>(useful, allowed));
+  }
+
+  /// Short requests need more of them.
+  unsigned depth() const {
+    if (settings_.depth != 0)
+      return settings_.depth;
+    const std::uint64_t extents = std::max<std::uint64_t>(map_.extents(image::State::data), 1);
+    const std::uint64_t length = std::clamp(map_.bytes(image::State::data) / extents,
+                                            std::uint64_t{1}, settings_.request_size);
+    return static_cast<unsigned>(std::clamp(kInFlight / length, kLeastDepth, kMostDepth));
   }
 
   Limits limits() const {
@@ -54,7 +69,7 @@ class Pull {
 
   void run_first() {
     ++counters_.connections;
-    Worker(first_, target_, work_, counters_, settings_.depth).run(stop_.get_token());
+    Worker(first_, target_, work_, counters_, depth()).run(stop_.get_token());
   }
 
   /// One more connection is welcome, but no pull fails for want of it: a server may allow just one.
@@ -71,7 +86,7 @@ class Pull {
       throw;
     }
     ++counters_.connections;
-    Worker(source, target_, work_, counters_, settings_.depth).run(stop_.get_token());
+    Worker(source, target_, work_, counters_, depth()).run(stop_.get_token());
   }
 
   nbd::Source& first_;
