@@ -179,7 +179,7 @@ class World final : public Host {
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
-  unsigned stops_ = 0;  // of nbdelta
+  unsigned stops_ = 0;              // of nbdelta
   unsigned starts_ = 0;
   bool qemu_died_ = false;  // since the last restore point
   bool restarted_ = false;
