@@ -182,7 +182,11 @@ void Guest::control(std::string_view command, std::chrono::milliseconds timeout)
 }
 
 std::vector<LoggedOperation> Guest::operations() const {
-  return parse_operation_log(text_of(folder_ + "/operations"));
+  return parse_operation_log(operation_log());
+}
+
+std::string Guest::operation_log() const {
+  return text_of(folder_ + "/operations");
 }
 
 std::string Guest::console() const {

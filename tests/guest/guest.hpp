@@ -82,6 +82,9 @@ class Guest {
   /// begun in a call after the reply.
   std::vector<LoggedOperation> operations() const;
 
+  /// The same as text, see longest_stall().
+  std::string operation_log() const;
+
   /// What the guest said on its console, and QEMU on stderr: for messages.
   std::string console() const;
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <iterator>
 #include <sstream>
 #include <string>
 
@@ -27,8 +28,12 @@ class Parser {
     std::string event;
     std::string kind;
     LoggedOperation operation;
-    words >> event >> operation.sequence >> operation.disk >> kind >> operation.offset >>
-        operation.length;
+    words >> event;
+    if (event == "file") {
+      ++lines_;
+      return;
+    }
+    words >> operation.sequence >> operation.disk >> kind >> operation.offset >> operation.length;
     const bool begins = event == "start";
     std::uint64_t latency_us = 0;
     std::uint64_t monotonic_us = 0;
@@ -97,12 +102,17 @@ std::uint64_t last_started(const std::vector<LoggedOperation>& operations) {
   return operations.empty() ? 0 : operations.back().sequence;
 }
 
-std::chrono::microseconds longest_stall(const std::vector<LoggedOperation>& operations,
-                                        std::uint64_t first, std::uint64_t last) {
+std::chrono::microseconds longest_stall(std::string_view log, std::size_t from) {
   std::chrono::microseconds longest{0};
-  for (const LoggedOperation& operation : operations)
-    if (operation.done && operation.sequence >= first && operation.sequence <= last)
-      longest = std::max(longest, operation.latency);
+  std::istringstream lines{std::string(log.substr(std::min(from, log.size())))};
+  for (std::string line; std::getline(lines, line) && !lines.eof();) {
+    std::istringstream text(line);
+    const std::vector<std::string> words{std::istream_iterator<std::string>(text), {}};
+    const std::string event = words.empty() ? "" : words.front();
+    const std::size_t latency = event == "file" ? 1 : event == "done" ? 6 : 0;
+    if (latency != 0)
+      longest = std::max(longest, std::chrono::microseconds(std::stoll(words.at(latency))));
+  }
   return longest;
 }
 

@@ -26,8 +26,8 @@ struct LoggedOperation {
   std::chrono::microseconds ended_at{0};  // guest's CLOCK_MONOTONIC
 };
 
-/// The operations of a log in their order. A last line without its end does not count. Throws
-/// Error where a line makes no sense.
+/// The operations of a log in their order; those on files are passed over. A last line without its
+/// end does not count. Throws Error where a line makes no sense.
 std::vector<LoggedOperation> parse_operation_log(std::string_view log);
 
 /// The least sequence number that is not known to be done: every operation before was acknowledged.
@@ -36,8 +36,8 @@ std::uint64_t first_not_done(const std::vector<LoggedOperation>& operations);
 /// The greatest sequence number that has begun; 0 where there is none.
 std::uint64_t last_started(const std::vector<LoggedOperation>& operations);
 
-/// The longest latency of an acknowledged operation with a sequence number in [first, last].
-std::chrono::microseconds longest_stall(const std::vector<LoggedOperation>& operations,
-                                        std::uint64_t first = 0, std::uint64_t last = UINT64_MAX);
+/// The longest latency of what has ended in the log from this byte on, where a line begins: of
+/// operations, and of those on files of 1 ms and more.
+std::chrono::microseconds longest_stall(std::string_view log, std::size_t from = 0);
 
 }  // namespace nbdelta::testing

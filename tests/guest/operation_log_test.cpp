@@ -35,8 +35,23 @@ TEST(OperationLog, PairsStartsAndEnds) {
 
   EXPECT_EQ(first_not_done(operations), 2U);
   EXPECT_EQ(last_started(operations), 3U);
-  EXPECT_EQ(longest_stall(operations).count(), 250);
-  EXPECT_EQ(longest_stall(operations, 2).count(), 0);
+}
+
+TEST(OperationLog, TheLongestStallIsOfWhatHasEndedSince) {
+  const std::string before =
+      "start 1 0 write 4096 4096\n"
+      "done 1 0 write 4096 4096 9000 1000000\n"
+      "start 2 0 write 4096 4096\n";
+  const std::string after =
+      "file 1300 1001000\n"
+      "done 2 0 write 4096 4096 250 1002000\n"
+      "file 7000";
+  EXPECT_EQ(longest_stall(before).count(), 9000);
+  EXPECT_EQ(longest_stall(before + after).count(), 9000);
+  EXPECT_EQ(longest_stall(before + after, before.size()).count(), 1300);
+  EXPECT_EQ(longest_stall(before + after, before.size() + 3).count(), 250);
+  EXPECT_EQ(longest_stall("").count(), 0);
+  EXPECT_EQ(parse_operation_log(before + after).size(), 2U);
 }
 
 TEST(OperationLog, IsEmptyWhereNothingWasDone) {

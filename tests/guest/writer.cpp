@@ -10,7 +10,9 @@
 // An operation is done when it is on the disk: zeroes and discards are followed by a flush.
 //
 // Mounted file systems: a thread each overwrites, appends to, truncates and syncs files, so that a
-// freeze has something to flush. Nothing of that is logged.
+// freeze has something to flush. What they did is not logged, but an operation that took 1 ms or
+// more (a freeze makes it wait) is, when it is done:
+//   file LATENCY_US MONOTONIC_US
 //
 // Commands come from the control port, a line each: start, stop, rate N (operations a second of
 // each thread, 0: as many as it can), poweroff. The answer is a line: ok, once nothing is being
@@ -122,10 +124,28 @@ class Gate {
   unsigned inside_ = 0;
 };
 
+std::string in_us(Clock::duration time) {
+  return std::to_string(std::chrono::duration_cast<microseconds>(time).count());
+}
+
+/// The port; lines of several threads do not mix.
+class Log {
+ public:
+  void line(std::string text) const {
+    text += '\n';
+    if (::write(fd_, text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+      give_up("log port");
+  }
+
+ private:
+  int fd_ = open_or_give_up(port_path(kLogPort), O_WRONLY);
+};
+
 class BlockWriter {
  public:
-  BlockWriter(const std::vector<std::string>& disks, std::uint64_t area, std::uint64_t seed)
-      : log_(open_or_give_up(port_path(kLogPort), O_WRONLY)), random_(seed) {
+  BlockWriter(const Log& log, const std::vector<std::string>& disks, std::uint64_t area,
+              std::uint64_t seed)
+      : log_(log), random_(seed) {
     for (const std::string& path : disks) {
       const int fd = open_or_give_up(path, O_RDWR | O_DIRECT | O_DSYNC);
       std::uint64_t size = 0;
@@ -192,24 +212,15 @@ class BlockWriter {
     const std::string what = std::to_string(sequence_) + " " + std::to_string(index) + " " + name +
                              " " + std::to_string(offset) + " " + std::to_string(length);
     ++sequence_;
-    log("start " + what);
+    log_.line("start " + what);
     const Clock::time_point begin = Clock::now();
     const bool ok = operation(disks_[index].fd);
     const Clock::time_point end = Clock::now();
-    const auto in_us = [](Clock::duration time) {
-      return std::to_string(std::chrono::duration_cast<microseconds>(time).count());
-    };
-    log((ok ? "done " : "failed ") + what + " " + in_us(end - begin) + " " +
-        in_us(end.time_since_epoch()));
+    log_.line((ok ? "done " : "failed ") + what + " " + in_us(end - begin) + " " +
+              in_us(end.time_since_epoch()));
   }
 
-  void log(std::string line) const {
-    line += '\n';
-    if (::write(log_, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
-      give_up("log port");
-  }
-
-  int log_;
+  const Log& log_;
   std::mt19937_64 random_;
   std::vector<Disk> disks_;
   std::uint64_t sequence_ = 1;
@@ -218,7 +229,8 @@ class BlockWriter {
 
 class FileWriter {
  public:
-  FileWriter(std::string folder, std::uint64_t seed) : folder_(std::move(folder)), random_(seed) {
+  FileWriter(const Log& log, std::string folder, std::uint64_t seed)
+      : log_(log), folder_(std::move(folder)), random_(seed) {
     buffer_.resize(kMaxWrite);
     for (char& byte : buffer_)
       byte = static_cast<char>(random_());
@@ -227,7 +239,11 @@ class FileWriter {
   void run(Gate& gate) {
     for (Clock::time_point next = Clock::now();;) {
       gate.enter(next);
+      const Clock::time_point begin = Clock::now();
       one_operation();
+      const Clock::time_point end = Clock::now();
+      if (end - begin >= std::chrono::milliseconds(1))
+        log_.line("file " + in_us(end - begin) + " " + in_us(end.time_since_epoch()));
       gate.leave();
     }
   }
@@ -257,6 +273,7 @@ class FileWriter {
       give_up(path);
   }
 
+  const Log& log_;
   std::string folder_;
   std::mt19937_64 random_;
   std::vector<char> buffer_;
@@ -332,11 +349,12 @@ void obey(Gate& gate) {
   Gate gate(!paused, rate);
   std::vector<std::unique_ptr<FileWriter>> files;
   std::vector<std::thread> threads;
-  BlockWriter blocks(disks, area, seed);
+  const Log log;
+  BlockWriter blocks(log, disks, area, seed);
   if (!disks.empty())
     threads.emplace_back([&] { blocks.run(gate); });
   for (const std::string& folder : folders) {
-    files.push_back(std::make_unique<FileWriter>(folder, seed));
+    files.push_back(std::make_unique<FileWriter>(log, folder, seed));
     threads.emplace_back([&gate, writer = files.back().get()] { writer->run(gate); });
   }
   obey(gate);

@@ -69,9 +69,9 @@ class GuestSession {
     words.insert(words.end(), more.begin(), more.end());
     Taken taken;
     taken.done_before = first_not_done(guest_->operations());
+    const std::size_t log_before = guest_->operation_log().size();
     const json::value result = json::parse(run_ok(words, {}, 180s));
-    const auto after = guest_->operations();
-    taken.not_after = last_started(after);
+    taken.not_after = last_started(guest_->operations());
     taken.point = std::string(result.at("point").as_string());
     taken.consistency = std::string(result.at("consistency").as_string());
     const json::value& window = result.at("window");
@@ -89,8 +89,7 @@ class GuestSession {
         "guest's "
         "longest stall {:6.1f} ms\n",
         taken.point, taken.consistency, length, agent, qemu, own_.back(),
-        static_cast<double>(longest_stall(after, taken.done_before, taken.not_after).count()) /
-            1000);
+        static_cast<double>(longest_stall(guest_->operation_log(), log_before).count()) / 1000);
     taken_.push_back(taken);
     return result;
   }
