@@ -165,8 +165,10 @@ void World::start_qemu() {
   };
   fake.hooks().after_command = [this](const qapi::Command& /*command*/) {
     AnswerFate fate;
-    if (strike({FaultKind::answer_late}))
+    if (strike({FaultKind::answer_late})) {
       fate.delay = 200s;
+      late_until_ = time_.now() + fate.delay;
+    }
     fate.disconnect = strike({FaultKind::disconnect}).has_value();
     return fate;
   };
@@ -476,9 +478,12 @@ void World::end_faults() {
   if (qemu_) {
     if (std::exchange(qemu_->agent.silent, false) && frozen_since_)
       frozen_since_ = time_.now();  // from here on somebody can thaw it
-    qemu_->fake.set_run_state("running");
+    if (qemu_->guest.paused())  // of an error; one that was told to stop has to be told to go on
+      qemu_->fake.set_run_state("running");
     qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
+    if (!guardians_.empty() && late_until_ > time_.now())  // one may wait for it, with QMP in use
+      let_pass(late_until_ - time_.now());
     if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end
       let_pass(kLatestFreeze);
   }
