@@ -165,8 +165,10 @@ void World::start_qemu() {
   };
   fake.hooks().after_command = [this](const qapi::Command& /*command*/) {
     AnswerFate fate;
-    if (strike({FaultKind::answer_late}))
+    if (strike({FaultKind::answer_late})) {
       fate.delay = 200s;
+      late_until_ = time_.now() + fate.delay;
+    }
     fate.disconnect = strike({FaultKind::disconnect}).has_value();
     return fate;
   };
@@ -479,6 +481,8 @@ void World::end_faults() {
     qemu_->fake.go_on_after_error();
     qemu_->fake.set_migration("cancelled");
     qemu_->guest.resume();
+    if (!guardians_.empty() && late_until_ > time_.now())  // one may wait for it, with QMP in use
+      let_pass(late_until_ - time_.now());
     if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end
       let_pass(kLatestFreeze);
   }

@@ -178,6 +178,7 @@ class World final : public Host {
   std::map<std::size_t, std::vector<std::string>> unplugged_;
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
+  Clock::Time late_until_{};        // an answer of QEMU's
   bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
   unsigned stops_ = 0;              // of nbdelta
   unsigned starts_ = 0;

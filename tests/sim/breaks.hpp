@@ -29,7 +29,7 @@ inline constexpr Break kBreaks[] = {
     {"overlay-removed-before-commit", "the overlay's file goes before its commit has ended", 1},
     {"commit-while-served", "nobody ends nbdkit before the commit", 1},
     {"commit-unguarded", "nobody ends a pending commit when the session dies", 1946},
-    {"mark-before-pending", "an overlay counts as committed before it is", 682},
+    {"mark-before-pending", "an overlay counts as committed before it is", 1255},
     {"mark-after-finalize", "the guest moves before its overlay counts as committed", 26},
     {"guest-not-stopped", "the guest writes while it moves to a raw base, of which QEMU dies", 14},
     {"guest-left-standing", "a guest that was stopped for that is not let go on", 14},

@@ -5,8 +5,8 @@
 namespace nbdelta::testing {
 
 /// Seeds whose schedules have shown something to be wrong once: of sessions, or of the simulator.
-inline constexpr std::uint64_t kFailedSeeds[] = {38,   123,  160,  242,   286,   349,  598,
-                                                 709,  934,  1018, 1155,  3420,  3739, 4909,
-                                                 5383, 6685, 6824, 10064, 10114, 11540};
+inline constexpr std::uint64_t kFailedSeeds[] = {38,   123,  160,  242,   286,   349,  598,  709,
+                                                 934,  1018, 1155, 3420,  3739,  4909, 5383, 6685,
+                                                 6824, 6951, 7205, 10064, 10114, 11540};
 
 }  // namespace nbdelta::testing
