@@ -1,5 +1,6 @@
 // Pulls from an image that the client opens itself, compared with what QEMU's tools read.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -13,6 +14,17 @@
 
 namespace nbdelta::testing {
 namespace {
+
+bool has_open(pid_t process, const std::string& file) {
+  std::error_code error;
+  for (std::filesystem::directory_iterator it(fmt::format("/proc/{}/fd", process), error), end;
+       !error && it != end; it.increment(error)) {
+    std::error_code gone;
+    if (std::filesystem::read_symlink(it->path(), gone) == file)
+      return true;
+  }
+  return false;
+}
 
 class Direct : public ::testing::Test {
  protected:
@@ -154,8 +166,9 @@ TEST_F(Direct, RefusesAnImageThatIsWritten) {
 TEST_F(Direct, HoldsTheImagesLockMeanwhile) {
   Command slow = nbdelta_command({"pull", "--quiet", "--rate", "1M", uri(), "null:"});
   Background pull(slow);
-  for (int i = 0; i < 100 && run({"qemu-io", "-c", "quit", disk_.image()}).status == 0; ++i)
-    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  while (pull.running() && !has_open(pull.pid(), disk_.image()))
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));  // the lock comes after that
   EXPECT_TRUE(pull.running());
   EXPECT_NE(run({"qemu-io", "-c", "write 0 512", disk_.image()}).status, 0);
   pull.signal(SIGINT);
