@@ -15,6 +15,8 @@ add_compile_options(-Wall -Wextra -Wshadow -Wnon-virtual-dtor -Wold-style-cast -
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
   # GCC bug 105651: a literal assigned to a std::string is taken for overlapping memory.
   add_compile_options(-Wno-restrict)
+endif()
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # It takes Asio's allocator of coroutine frames for a mismatch.
   add_compile_options(-Wno-mismatched-new-delete)
 endif()
