@@ -147,7 +147,8 @@ class BlockGraph {
   void remove(const std::string& name);
   /// Nodes that nobody has.
   void collect();
-  /// QEMU dies: what was not flushed is lost, bitmaps stay marked as in use. No destructor acts.
+  /// QEMU dies: bitmaps stay marked as in use. What was not flushed is for the images' owner to
+  /// lose, before this. No destructor acts.
   void die();
   /// QEMU ends: bitmaps are stored.
   void shut_down();

@@ -17,8 +17,8 @@ Explored explore(const Schedule& schedule, bool keep_log) {
   try {
     world.emplace(schedule);
     world->run();
-  } catch (const Violation& violation) {
-    explored.violation = violation.what();
+  } catch (const std::exception& error) {  // a restore point that cannot be read, too
+    explored.violation = error.what();
   }
   if (world) {
     explored.steps = world->steps();
@@ -37,9 +37,9 @@ std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail deta
     recorder.emplace([&world] { return world->now(); });
     world->record(*recorder, detail);
     world->run();
-  } catch (const Violation& violation) {
+  } catch (const std::exception& error) {
     if (recorder && recorder->in_session())
-      recorder->end_session(violation.what());
+      recorder->end_session(error.what());
   }
   world.reset();
   return recorder ? std::move(recorder->run().sessions) : std::vector<RunSession>();

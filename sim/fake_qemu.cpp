@@ -130,6 +130,10 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
   } catch (const BlockError& refused) {
     error.error_class = refused.error_class();
     error.description = refused.what();
+  } catch (const ChannelLost&) {
+    throw;
+  } catch (const Error& failure) {  // of a file, say
+    error.description = failure.what();
   }
   hooks_.answered(error.description);
   co_return qapi::to_line(error);

@@ -33,18 +33,18 @@ void create_qcow2(const std::string& path, std::uint64_t size, const image::Back
   image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
 }
 
-/// Every other cluster, but no more than these, all over the disk.
-void fill_half(const std::string& path) {
+/// Every other cluster, but no more than these, all over the disk. Returns the last number.
+WriteNumber fill_half(const std::string& path, WriteNumber number) {
   constexpr std::uint64_t kMostClusters = 1024;
   ForeignGranules foreign;
   Qcow2FileImage image(File::open(path, O_RDWR), foreign);
   const std::uint64_t clusters = image.granules() / image.cluster();
   const std::uint64_t step = std::max<std::uint64_t>(2, clusters / kMostClusters);
-  WriteNumber number = 0;
   for (std::uint64_t cluster = 0; cluster < clusters; cluster += step)
     for (std::uint64_t i = 0; i < image.cluster(); ++i)
       image.write(cluster * image.cluster() + i, ++number);
   image.flush();
+  return number;
 }
 
 }  // namespace
@@ -100,7 +100,7 @@ std::vector<RecordedDisk> LiveQemu::recorded_disks() const {
   return recorded;
 }
 
-void LiveQemu::create_image(const ScenarioDisk& disk) const {
+void LiveQemu::create_image(const ScenarioDisk& disk) {
   const std::string path = folder_.image(disk);
   if (fs::exists(path))
     return;
@@ -111,7 +111,7 @@ void LiveQemu::create_image(const ScenarioDisk& disk) const {
   image::Backing backing;
   if (disk.backing) {
     create_qcow2(folder_.below(disk), disk.size, {});
-    fill_half(folder_.below(disk));
+    last_write_ = fill_half(folder_.below(disk), last_write_);
     backing.name = client::backup::base_name(folder_.below(disk));
   }
   create_qcow2(path, disk.size, backing);

@@ -67,7 +67,7 @@ class LiveQemu final : public Disks {
  private:
   asio::awaitable<void> serve_client(std::unique_ptr<client::qmp::Channel> channel);
   std::vector<RecordedDisk> recorded_disks() const;
-  void create_image(const ScenarioDisk& disk) const;
+  void create_image(const ScenarioDisk& disk);
   void open_disk(const ScenarioDisk& disk);
   void go_on_with_record(Clock& clock);
   std::uint64_t content(std::size_t disk, std::uint64_t granule);

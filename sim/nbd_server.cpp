@@ -216,8 +216,11 @@ asio::awaitable<bool> NbdServer::Client::give_export(Option option, std::string_
 }
 
 asio::awaitable<void> NbdServer::Client::list(Option option) {
-  for (const auto& [each_id, each] : qemu->exports()) {
-    const std::string entry = wire(static_cast<std::uint32_t>(each.name.size()), each.name);
+  std::vector<std::string> names;  // they may change while one is sent
+  for (const auto& [each_id, each] : qemu->exports())
+    names.push_back(each.name);
+  for (const std::string& each : names) {
+    const std::string entry = wire(static_cast<std::uint32_t>(each.size()), each);
     co_await reply(option, OptionReply::server, entry);
   }
   co_await reply(option, OptionReply::ack);
@@ -338,11 +341,12 @@ NbdServer::NbdServer(asio::any_io_executor executor, FakeQemu& qemu, const FileH
 NbdServer::~NbdServer() = default;
 
 void NbdServer::listen(const std::string& path) {
-  server_ = std::make_unique<UnixServer>(executor_, path, kBacklog);
+  server_ = std::make_shared<UnixServer>(executor_, path, kBacklog);
   const auto accept_all = [](NbdServer* self) -> asio::awaitable<void> {
     try {
-      while (true) {
-        UnixServer::Socket socket = co_await self->server_->accept();
+      const std::shared_ptr<UnixServer> server = self->server_;
+      while (server == self->server_) {
+        UnixServer::Socket socket = co_await server->accept();
         asio::co_spawn(self->executor_, self->serve(std::move(socket)), asio::detached);
       }
     } catch (const boost::system::system_error&) {
@@ -355,6 +359,8 @@ void NbdServer::listen(const std::string& path) {
 void NbdServer::stop() {
   for (const auto& client : clients_)
     client->socket.close();
+  if (server_)
+    server_->close();
   server_.reset();
 }
 

@@ -34,7 +34,7 @@ class NbdServer {
   asio::any_io_executor executor_;
   FakeQemu* qemu_;
   const FileHost* host_;
-  std::unique_ptr<UnixServer> server_;
+  std::shared_ptr<UnixServer> server_;
   std::list<std::shared_ptr<Client>> clients_;
 };
 

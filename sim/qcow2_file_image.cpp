@@ -181,8 +181,13 @@ void Qcow2FileImage::flush() {
 }
 
 void Qcow2FileImage::set_backing(const BackingFile& backing) {
-  header_.backing = backing;
-  header_.write(file());
+  const auto before = std::exchange(header_.backing, backing);
+  try {
+    header_.write(file());
+  } catch (...) {
+    header_.backing = before;
+    throw;
+  }
   backing_ = {image::resolve_backing_path(file().name(), backing.path), backing.format};
 }
 

@@ -99,14 +99,18 @@ void Rehearsal::connect() {
       [this](const qapi::Command& command) -> std::optional<std::string> {
     const bool switches = command.name == qapi::Transaction::kName;
     watch_.qemu_answered(command.name, time_.now() - qemu_.time_of(command), time_.now());
-    if (switches && mishap_ == Mishap::killed && nbdelta_)
+    if (switches && mishap_ == Mishap::killed && nbdelta_) {
       nbdelta_->doom();
+      mishap_ = Mishap::none;
+    }
     return std::nullopt;
   };
   qemu_.hooks().after_command = [this](const qapi::Command& command) {
     AnswerFate fate;
-    if (command.name == qapi::Transaction::kName && mishap_ == Mishap::switch_hangs)
+    if (command.name == qapi::Transaction::kName && mishap_ == Mishap::switch_hangs) {
       fate.delay = kHang;
+      mishap_ = Mishap::none;
+    }
     return fate;
   };
   qemu_.hooks().step = [this](std::string_view what) {
@@ -268,7 +272,8 @@ Clock::Duration Rehearsal::backup_with(Mishap mishap) {
   mishap_ = mishap;
   backup::Report report;
   run_session(report);  // it fails, and says so
-  mishap_ = Mishap::none;
+  if (std::exchange(mishap_, Mishap::none) != Mishap::none)
+    fail(EIO, "{}: there was no switch to go wrong", scenario_.name);
   let_pass(kAftermath);
   if (agent_.frozen())
     fail(EIO, "{}: the guest is still frozen", scenario_.name);

@@ -46,7 +46,7 @@ constexpr const char* kFooter = R"(Example:
   nbdelta-sim forecast --scenario database.json --record database.run.json
   nbdelta-sim report database.run.json --to report
 
-RUN.json is what --record of run, forecast and explore writes, the manifest of a restore point, or
+RUN.json is what --record of run, forecast, gate and explore writes, the manifest of a restore point, or
 what 'nbdelta backup --json' printed. Needs gnuplot.)";
 
 }  // namespace

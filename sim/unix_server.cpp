@@ -28,6 +28,14 @@ UnixServer::UnixServer(asio::any_io_executor executor, const std::string& path, 
 }
 
 UnixServer::~UnixServer() {
+  close();
+}
+
+void UnixServer::close() {
+  if (!acceptor_.is_open())
+    return;
+  boost::system::error_code ignored;
+  acceptor_.close(ignored);
   ::unlink(path_.c_str());
 }
 

@@ -25,6 +25,8 @@ class UnixServer {
   ~UnixServer();
 
   asio::awaitable<Socket> accept();
+  /// Whoever waits for a client is cancelled; the file goes.
+  void close();
 
  private:
   std::string path_;

@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <set>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -27,9 +28,9 @@ namespace nbdelta::sim {
 struct Killed {};
 
 /// What a schedule showed to be wrong.
-class Violation : public Error {
+class Violation : public std::runtime_error {
  public:
-  explicit Violation(const std::string& message) : Error(EINVAL, message) {}
+  using std::runtime_error::runtime_error;
 };
 
 /// All that is there in a schedule: the storage, QEMU with its guest and its agent, the processes

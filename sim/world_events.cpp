@@ -4,7 +4,7 @@
 
 #include "sim/world.hpp"
 
-// What befalls a guest besides faults: its disks come and go, it migrates, its overlays grow.
+// What befalls a guest: its disks come and go, it migrates, its overlays grow.
 namespace nbdelta::sim {
 
 namespace backup = client::backup;

@@ -278,7 +278,14 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environm
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  co_await end_active(qmp, files, commit.job, commit.overlay_local);
+  bool ended = false;
+  try {
+    co_await end_active(qmp, files, commit.job, commit.overlay_local);
+    ended = true;
+  } catch (const qapi::CommandError&) {  // it has ended by itself meanwhile
+  }
+  if (!ended)
+    co_await end_active(qmp, files, commit.job, commit.overlay_local);
   if (!ready)
     co_return CommitEnd::not_ready;
   const bool moved = co_await runs_on(qmp, commit.base);

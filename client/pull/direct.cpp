@@ -23,11 +23,13 @@ constexpr std::chrono::milliseconds kLongestSleep{100};
 /// One thread's part.
 class Worker {
  public:
+  /// `longest_copy`: bytes that the kernel copies in one step.
   Worker(const image::Disk& disk, target::Target& target, Work& work, Counters& counters,
-         const std::stop_token& stop)
+         std::uint64_t longest_copy, const std::stop_token& stop)
       : disk_(disk),
         work_(work),
         counters_(counters),
+        longest_copy_(longest_copy),
         stop_(stop),
         writer_(target.writer(loop_)),
         buffer_(kChunk) {}
@@ -76,12 +78,13 @@ class Worker {
   std::uint64_t copy(std::uint64_t offset, std::uint64_t limit) {
     if (!kernel_copies_)
       return 0;
-    const image::Disk::Place place = disk_.place_at(offset, limit);
+    const image::Disk::Place place = disk_.place_at(offset, std::min(limit, longest_copy_));
     if (place.file == nullptr)
       return 0;
     throttle(place.length);
     if (!writer_->copy(*place.file, raw(place.host_offset), place.length, offset)) {
       kernel_copies_ = false;
+      booked_ += place.length;
       return 0;
     }
     counters_.read += place.length;
@@ -103,6 +106,9 @@ class Worker {
   /// Returns when that many bytes may move.
   void throttle(std::uint64_t bytes) {
     check_stop();
+    const std::uint64_t booked = std::min(booked_, bytes);
+    booked_ -= booked;
+    bytes -= booked;
     const auto until = Clock::now() + work_.book(bytes);
     for (auto now = Clock::now(); now < until; now = Clock::now()) {
       std::this_thread::sleep_for(std::min<Clock::duration>(until - now, kLongestSleep));
@@ -118,6 +124,8 @@ class Worker {
   const image::Disk& disk_;
   Work& work_;
   Counters& counters_;
+  const std::uint64_t longest_copy_;
+  std::uint64_t booked_ = 0;  // bytes that the kernel did not copy in the end
   std::stop_token stop_;
   asio::io_context loop_{1};
   std::unique_ptr<target::Writer> writer_;
@@ -134,9 +142,10 @@ void run_direct(const image::Disk& disk, target::Target& target, const image::Ex
   const std::uint64_t useful = div_round_up(map.bytes(image::State::data), kOperation);
   const std::uint64_t threads = std::clamp<std::uint64_t>(
       useful, 1, std::min(settings.connections, target.maximum_writers()));
+  const std::uint64_t longest_copy = settings.rate == 0 ? kOperation : kChunk;
   const std::function<void()> work_along = [&] {
     ++counters.connections;
-    Worker(disk, target, work, counters, stop.get_token()).run();
+    Worker(disk, target, work, counters, longest_copy, stop.get_token()).run();
   };
   run_together(std::vector(threads, work_along), stop);
 }

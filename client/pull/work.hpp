@@ -16,7 +16,7 @@ struct Counters {
   std::atomic<std::uint64_t> total = 0;    // bytes to be written or zeroed
   std::atomic<std::uint64_t> written = 0;  // bytes of data given to the target
   std::atomic<std::uint64_t> zeroed = 0;
-  std::atomic<std::uint64_t> read = 0;  // bytes that came over the wire, gaps and blocks included
+  std::atomic<std::uint64_t> read = 0;  // bytes that came from the source, gaps and blocks included
   std::atomic<std::uint64_t> requests = 0;
   std::atomic<std::uint64_t> retries = 0;
   std::atomic<unsigned> connections = 0;

@@ -1,0 +1,124 @@
+#include "sim/explore_command.hpp"
+
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+
+#include <algorithm>
+#include <charconv>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <utility>
+
+#include "base/error.hpp"
+#include "sim/explore.hpp"
+
+namespace nbdelta::sim {
+namespace {
+
+struct ExploreOptions {
+  std::string seeds = "1..1000";
+  std::optional<std::uint64_t> seed;
+  unsigned jobs = 1;
+  bool shrink = false;
+  std::string record;  // a file; empty: none
+};
+
+std::uint64_t parse_seed(std::string_view text) {
+  std::uint64_t seed = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
+  if (error != std::errc() || end != text.data() + text.size())
+    fail(EINVAL, "--seeds: '{}' is no seed: expected A..B, two numbers from 0 to 2^64-1", text);
+  return seed;
+}
+
+std::pair<std::uint64_t, std::uint64_t> parse_seeds(const std::string& text) {
+  const std::size_t dots = text.find("..");
+  const std::uint64_t first = parse_seed(std::string_view(text).substr(0, dots));
+  const std::uint64_t last =
+      dots == std::string::npos ? first : parse_seed(std::string_view(text).substr(dots + 2));
+  if (last < first || last == UINT64_MAX)
+    fail(EINVAL, "--seeds {}: ends before it begins", text);
+  return {first, last};
+}
+
+/// All of the first seeds, of the others the windows and the faults.
+void record_seeds(const std::string& file, std::uint64_t first, std::uint64_t last) {
+  constexpr std::uint64_t kInDetail = 10;
+  Run run;
+  run.name = "explore";
+  run.seed = first;
+  for (std::uint64_t seed = first; seed <= last; ++seed)
+    for (RunSession& session :
+         record_seed(seed, seed - first < kInDetail ? RunRecorder::Detail::all
+                                                    : RunRecorder::Detail::window)) {
+      session.name = fmt::format("seed {}, {}", seed, session.name);
+      run.sessions.push_back(std::move(session));
+    }
+  write_run(file, run);
+}
+
+void print_seed(const Schedule& schedule) {
+  const Explored explored = explore(schedule, true);
+  fmt::print("{}", schedule.text());
+  for (const std::string& line : explored.log)
+    fmt::print("{}\n", line);
+  fmt::print("{}\n", explored.violation ? "VIOLATION: " + *explored.violation : "nothing is wrong");
+}
+
+int run_explore(const ExploreOptions& options) {
+  if (options.seed) {
+    Schedule schedule = Schedule::of_seed(*options.seed);
+    if (options.shrink)
+      schedule = shrink(schedule);
+    print_seed(schedule);
+    if (!options.record.empty())
+      record_seeds(options.record, *options.seed, *options.seed);
+    return explore(schedule).violation ? 1 : 0;
+  }
+  const auto [first, last] = parse_seeds(options.seeds);
+  if (!options.record.empty())
+    record_seeds(options.record, first, last);
+  const ExploreResult result = explore_seeds(first, last, options.jobs, 20);
+  for (const auto& [what, count] : result.seen)
+    fmt::print("{:8} {}\n", count, what);
+  const auto distinct = [&](std::string_view kind) {
+    return std::count_if(result.seen.begin(), result.seen.end(),
+                         [&](const auto& seen) { return seen.first.starts_with(kind); });
+  };
+  const auto points = distinct("killed at: ");
+  const auto faults = distinct("fault: ");
+  fmt::print(
+      "{} schedules, {} steps; {} distinct crash points, {} faults, {} states; {:.0f} schedules a "
+      "second\n",
+      result.schedules, result.steps, points, faults,
+      static_cast<std::ptrdiff_t>(result.seen.size()) - points - faults,
+      static_cast<double>(result.schedules) / result.seconds);
+  for (const std::uint64_t seed : result.failed) {
+    const Schedule schedule = Schedule::of_seed(seed);
+    fmt::print("seed {} fails: {}\n", seed, explore(schedule).violation.value_or("?"));
+  }
+  return result.failed.empty() ? 0 : 1;
+}
+
+}  // namespace
+
+std::function<int()> add_explore_command(CLI::App& app) {
+  const auto options = std::make_shared<ExploreOptions>();
+  CLI::App* command = app.add_subcommand("explore", "Drives backups through faults and crashes");
+  command->add_option("--seeds", options->seeds, "A..B")->capture_default_str();
+  command->add_option("--seed", options->seed, "Replays one, with its log");
+  command->add_option("--jobs", options->jobs, "Threads")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  command->add_flag("--shrink", options->shrink,
+                    "Leaves away what the violation does not need; with --seed");
+  command->add_option("--record", options->record, "Writes down what happened, for the report")
+      ->type_name("FILE");
+  return [options] { return run_explore(*options); };
+}
+
+}  // namespace nbdelta::sim
