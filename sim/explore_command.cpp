@@ -109,13 +109,15 @@ int run_explore(const ExploreOptions& options) {
 std::function<int()> add_explore_command(CLI::App& app) {
   const auto options = std::make_shared<ExploreOptions>();
   CLI::App* command = app.add_subcommand("explore", "Drives backups through faults and crashes");
-  command->add_option("--seeds", options->seeds, "A..B")->capture_default_str();
-  command->add_option("--seed", options->seed, "Replays one, with its log");
+  CLI::Option* seeds =
+      command->add_option("--seeds", options->seeds, "A..B")->capture_default_str();
+  CLI::Option* seed =
+      command->add_option("--seed", options->seed, "Replays one, with its log")->excludes(seeds);
   command->add_option("--jobs", options->jobs, "Threads")
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
-  command->add_flag("--shrink", options->shrink,
-                    "Leaves away what the violation does not need; with --seed");
+  command->add_flag("--shrink", options->shrink, "Leaves away what the violation does not need")
+      ->needs(seed);
   command->add_option("--record", options->record, "Writes down what happened, for the report")
       ->type_name("FILE");
   return [options] { return run_explore(*options); };

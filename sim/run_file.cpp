@@ -178,6 +178,13 @@ Run read_run(const std::string& file) {
 
 void write_run(const std::string& file, const Run& run) {
   const std::string text = json::serialize(qapi::to_json(run)) + "\n";
+  std::error_code ignored;
+  if (std::filesystem::exists(file, ignored) && !std::filesystem::is_regular_file(file, ignored)) {
+    std::ofstream out(file);  // a pipe, a device: stays what it is
+    if (!(out << text << std::flush))
+      fail(EIO, "{}: cannot be written", file);
+    return;
+  }
   const std::string next = file + ".new";
   {
     const File out = File::open(next, O_RDWR | O_CREAT | O_TRUNC);

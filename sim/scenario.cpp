@@ -41,12 +41,13 @@ ScenarioDisk read_disk(const JsonEntry& entry) {
   entry.check_keys({"name", "size", "format", "backing", "by-drive"}, {"name", "size"});
   const JsonEntry name = entry.member("name");
   name.get(disk.name);
-  const bool plain = std::all_of(disk.name.begin(), disk.name.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '-' ||
-           c == '_';
+  const auto is_letter = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z'); };
+  const bool plain = std::all_of(disk.name.begin(), disk.name.end(), [&](char c) {
+    return is_letter(c) || (c >= '0' && c <= '9') || c == '-' || c == '_';
   });
-  if (disk.name.empty() || disk.name.size() > 20 || !plain)
-    name.refuse("'{}' is no name of a disk: 1 to 20 letters, digits, '-' and '_'", disk.name);
+  if (disk.name.empty() || disk.name.size() > 20 || !plain || !is_letter(disk.name.front()))
+    name.refuse("'{}' is no name of a disk: a letter, then up to 19 letters, digits, '-' and '_'",
+                disk.name);
   const JsonEntry size = entry.member("size");
   size.get_bytes(disk.size, "64 KiB", "1 TiB");
   if (disk.size % ScenarioDisk::kGranule != 0)

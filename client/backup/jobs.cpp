@@ -130,6 +130,13 @@ asio::awaitable<void> stop_guest(qmp::Client& qmp, std::string job) {
   co_await wait_until(qmp, job, "ready", kHurry, kHurry);  // it has paused meanwhile
 }
 
+/// Somebody else may have let it go on, or have it go on who had stopped it.
+asio::awaitable<void> must_stand(qmp::Client& qmp) {
+  const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{}, kHurry);
+  if (state.running)
+    fail(ECANCELED, "somebody else has let the guest go on, which stands while a commit moves it");
+}
+
 /// From READY on, until the guest's writes do not wait any more, or it has been stopped. Throws
 /// Error; what is left is to be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
@@ -137,6 +144,8 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
     co_await stop_guest(qmp, commit.job);
   if (broken("mark-before-pending"))
     mark_committed(files, commit.overlay_local);
+  if (commit.stops_guest)
+    co_await must_stand(qmp);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
   const qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
@@ -144,6 +153,8 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
     co_return;
   if (!broken("mark-after-finalize"))
     mark_committed(files, commit.overlay_local);  // the guest's writes wait
+  if (commit.stops_guest)
+    co_await must_stand(qmp);
   const qapi::JobFinalize job_finalize{.id = commit.job};
   co_await qmp.call(job_finalize, kHurry);
   if (commit.stops_guest)
@@ -247,7 +258,7 @@ asio::awaitable<std::string> resume_guest(qmp::Client& qmp,
     if (!session || name != stop_node_name(*session) || !is_ours(*session))
       continue;
     const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{});
-    if (state.status == "paused") {
+    if (state.status == "paused" || state.status == "prelaunch") {  // the latter after a reset
       co_await qmp.call(qapi::Cont{});
       done = "let the guest go on, which a commit had stopped";
     }

@@ -80,11 +80,13 @@ class CommitGuard : public ::testing::TestWithParam<const char*> {
     bool begun = false;
     bool ended = false;
     bool may_wait = true;
+    bool completed = false;
     bool before_job_complete = false;
     std::atomic<bool> stopped = false;
     tap_.emplace(machine_.folder() + "/tap", machine_.qmp(), [&](const std::string& line) {
       const json::string name = json::parse(line).at("execute").as_string();
       begun |= name == "stop" || name == "job-complete";
+      completed |= name == "job-complete";
       const bool counts = begun && !ended;
       ended |= name == "job-finalize";
       if (!counts || !is_it())
@@ -96,7 +98,7 @@ class CommitGuard : public ::testing::TestWithParam<const char*> {
       std::cout << "  stopped at " << name << "\n";
       // The test's writes come although the guest has been stopped.
       may_wait = name != "job-finalize" || std::string(GetParam()) != "raw";
-      before_job_complete = name == "stop";
+      before_job_complete = !completed;
       stopped = true;
     });
     points_.connect_to(tap_->path());

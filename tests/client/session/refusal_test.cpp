@@ -167,7 +167,7 @@ TEST(NoSpace, OnTheBaseLeavesASessionThatRecoverFinishes) {
 }
 
 TEST(NoSpace, ForTheOverlay) {
-  SmallFileSystem full("64K");
+  SmallFileSystem full("8K");
   Machine machine({{.name = "vda"}});
   Points points(machine);
   const Outcome backup =
