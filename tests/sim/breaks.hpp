@@ -23,7 +23,6 @@ inline constexpr Break kBreaks[] = {
     {"bitmap-dropped-before-fsync", "it goes when its map was read, not when the data is there",
      14},
     {"dirty-bits-dropped", "a failed session's bitmap is removed, not merged", 16},
-    {"put-back-in-two-steps", "merged, then enabled: not in one transaction", 2234},
     {"inconsistent-bitmap-used", "a bitmap that a crash made inconsistent is taken as a map", 18},
     {"lowest-overlay-alone-copied", "what failed sessions' overlays have is not copied", 15},
     {"overlay-removed-before-commit", "the overlay's file goes before its commit has ended", 1},
