@@ -45,6 +45,10 @@ def faster(scenario, theirs, at_least, ours="nbdelta"):
                  lambda our, their, _: their.seconds / our.seconds, at_least=at_least)
 
 
+def faster_in_both_ways(scenario, theirs, at_least):
+    return [faster(scenario, theirs, at_least), faster(scenario, theirs, at_least, scenarios.DIRECT)]
+
+
 def client_memory(scenario, ours, mebibytes, what):
     return Bound(scenario, ours, None, f"client memory, {what}",
                  lambda our, *_: our.client.peak_bytes / MIB, at_most=mebibytes, unit="MiB")
@@ -56,22 +60,24 @@ def link_share(our, _, size):
 
 CASES = [
     Case("full-nbdcopy", "full pull against nbdcopy from nbdkit's file plugin",
-         [faster(scenarios.full, "nbdcopy", 1.7)]),
-    Case("full-cp", "full pull against cp", [faster(scenarios.full, "cp", 0.9)]),
+         faster_in_both_ways(scenarios.full, "nbdcopy", 1.7)),
+    Case("full-cp", "full pull against cp", faster_in_both_ways(scenarios.full, "cp", 0.9)),
     Case("qcow2-convert", "full pull, qcow2 to qcow2, against qemu-img convert -W -m 16 from qemu-nbd",
-         [faster(scenarios.qcow2, "qemu-img convert", 2)]),
+         faster_in_both_ways(scenarios.qcow2, "qemu-img convert", 2)),
     Case("incremental-loop", "incremental, blocks of 64 KiB, against a pread/pwrite loop",
-         [faster(scenarios.incremental, "pread/pwrite loop", 0.8)]),
+         faster_in_both_ways(scenarios.incremental, "pread/pwrite loop", 0.8)),
     Case("incremental-virtnbdbackup", "incremental, blocks of 64 KiB, against virtnbdbackup's loop",
-         [faster(scenarios.incremental, "virtnbdbackup's loop", 5)]),
+         faster_in_both_ways(scenarios.incremental, "virtnbdbackup's loop", 5)),
     Case("fragmented-loop", "incremental, fragmented clusters of 16 KiB, against a pread/pwrite loop",
-         [faster(scenarios.fragmented, "pread/pwrite loop", 0.6)]),
+         faster_in_both_ways(scenarios.fragmented, "pread/pwrite loop", 0.6)),
     Case("map", "map of 10 million changed extents against nbdinfo --map on qemu-nbd -B",
-         [faster(scenarios.dirty_map, "nbdinfo", 5),
+         [*faster_in_both_ways(scenarios.dirty_map, "nbdinfo", 5),
           client_memory(scenarios.dirty_map, "nbdelta", 128, "very many extents")]),
     Case("disk-size", "1 GiB changed on 16 TiB against 64 GiB",
-         [Bound(scenarios.disk_size, "large disk", "small disk", "seconds, large disk / small disk",
-                lambda our, their, _: our.seconds / their.seconds, at_most=1.15)]),
+         [Bound(scenarios.disk_size, f"large disk{how}", f"small disk{how}",
+                f"seconds, large disk{how} / small disk{how}",
+                lambda our, their, _: our.seconds / their.seconds, at_most=1.15)
+          for how in ("", ", delta:")]),
     Case("tls", "full pull over TCP with TLS against nbdcopy with TLS",
          [faster(scenarios.tls, "nbdcopy", 1.5)]),
     Case("latency", "blocks of 64 KiB over 10 ms and 1 Gbit/s against nbdcopy on a raw image",
@@ -79,11 +85,11 @@ CASES = [
           Bound(scenarios.latency, "nbdelta", None, "share of the link", link_share, at_least=90,
                 unit="%")]),
     Case("compressed", "full pull of a compressed (zstd) image against qemu-img convert",
-         [faster(scenarios.compressed, "qemu-img convert", 2)]),
+         faster_in_both_ways(scenarios.compressed, "qemu-img convert", 2)),
     Case("client-cpu", "client's processor seconds for a GiB against nbdcopy",
-         [Bound(scenarios.full, "nbdelta", "nbdcopy", "client's processor seconds, nbdelta / nbdcopy",
+         [Bound(scenarios.full, ours, "nbdcopy", f"client's processor seconds, {ours} / nbdcopy",
                 lambda our, their, _: our.client.cpu_seconds / their.client.cpu_seconds,
-                at_most=0.8)]),
+                at_most=0.8) for ours in ("nbdelta", scenarios.DIRECT)]),
     Case("client-memory", "client memory beside the map, at any size",
          [client_memory(scenarios.full, "nbdelta", 64, "full pull"),
           client_memory(scenarios.incremental, "nbdelta", 64, "incremental"),

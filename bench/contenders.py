@@ -103,6 +103,11 @@ class Maker:
                                       wire.uri_of(export), target],
             server, self.pid_file, target, check=check)
 
+    def nbdelta_pull_direct(self, name, image, query, target, check, *options):
+        return measure.Contender(
+            name, [self.tools.nbdelta, "pull", "--quiet", *options, f"delta:{image}?{query}", target],
+            target=target, check=check)
+
     def nbdcopy(self, wire, server, target, check, *options):
         need("nbdcopy")
         return measure.Contender(

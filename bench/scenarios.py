@@ -9,6 +9,8 @@ import measure
 import network
 from data import GIB, KIB, MIB, TIB, apart
 
+# The same where nbdelta reads the image itself, which it can on the image's own machine.
+DIRECT = "nbdelta delta:"
 PORT = 28000 + os.getpid() % 4000
 
 
@@ -49,7 +51,8 @@ def full_raw(bench, wire, size, cp):
                               check),
             make.nbdcopy(wire, make.nbdkit(wire, "file", disk), target, check)]
     if cp:
-        runs.append(measure.Contender("cp", ["cp", disk, target], target=target, check=check))
+        runs += [measure.Contender("cp", ["cp", disk, target], target=target, check=check),
+                 make.nbdelta_pull_direct(DIRECT, disk, "format=raw", target, check)]
     return runs
 
 
@@ -61,6 +64,7 @@ def qcow2(bench):
     wire = by.unix_wire(bench.folder)
     check = by.same_disk(disk, "qcow2", target, "qcow2")
     yield [make.nbdelta_pull("nbdelta", wire, make.delta(wire, disk), "", target, check),
+           make.nbdelta_pull_direct(DIRECT, disk, "format=qcow2", target, check),
            measure.Contender("qemu-img convert", ["qemu-img", "convert", "-W", "-m", "16", "-f", "raw",
                                                   "-O", "qcow2", wire.uri_of(), target],
                              make.qemu_nbd(disk), make.pid_file, target, check=check)]
@@ -85,16 +89,20 @@ def changed(bench, cluster_size, shuffled):
     raw = bench.path("copy.raw")
     check = by.same_disk(disk, "qcow2", raw, "raw")
     return [pull_changes(bench, "nbdelta", disk, disk_size),
+            pull_changes(bench, DIRECT, disk, disk_size, direct=True),
             make.extents_copy(disk, disk_size, raw, check),
             make.virtnbdbackup_loop(disk, raw, check)]
 
 
-def pull_changes(bench, name, disk, disk_size, wire=None, options=()):
+def pull_changes(bench, name, disk, disk_size, wire=None, options=(), direct=False):
     """nbdelta, from the bitmap of `disk` to an overlay over an empty backup."""
     make, target = bench.make, bench.path("copy.qcow2")
     base = bench.path(f"base-{disk_size}.qcow2")
     measure.run_quietly("qemu-img", "create", "-q", "-f", "qcow2", base, str(disk_size))
     wire = wire or by.unix_wire(bench.folder)
+    if direct:
+        return make.nbdelta_pull_direct(name, disk, f"bitmap={data.BITMAP}", target,
+                                        by.same_disk(disk, "qcow2", target, "qcow2"), "--base", base)
     return make.nbdelta_pull(name, wire, make.delta(wire, disk), f"dirty:{data.BITMAP}", target,
                              by.same_disk(disk, "qcow2", target, "qcow2"), "--base", base, *options)
 
@@ -107,7 +115,8 @@ def disk_size(bench):
                        ("large disk", bench.size(256 * GIB, 16 * TIB))):
         disk = bench.path(f"{name.split()[0]}.qcow2")
         apart(data.changed_disk, disk, size, 64 * KIB, bench.size(64 * MIB, GIB))
-        runs.append(pull_changes(bench, name, disk, size))
+        runs += [pull_changes(bench, name, disk, size),
+                 pull_changes(bench, f"{name}, delta:", disk, size, direct=True)]
     yield runs
 
 
@@ -128,6 +137,9 @@ def dirty_map(bench):
             by.to_file(target, bench.tools.nbdelta, "map", wire.uri_of(f"dirty:{data.BITMAP}")),
             make.delta(wire, disk), make.pid_file, target,
             check=by.same_map(expected, target, '$3 == "changed"')))
+    runs.append(measure.Contender(
+        DIRECT, by.to_file(target, bench.tools.nbdelta, "map", f"delta:{disk}?bitmap={data.BITMAP}"),
+        target=target, check=by.same_map(expected, target, '$3 == "changed"')))
     runs.append(measure.Contender(
         "nbdinfo",
         by.to_file(target, "nbdinfo", f"--map=qemu:dirty-bitmap:{data.BITMAP}", unix.uri_of()),
@@ -165,6 +177,7 @@ def compressed(bench):
     wire = by.unix_wire(bench.folder)
     check = by.same_disk(disk, "qcow2", target, "qcow2")
     yield [make.nbdelta_pull("nbdelta", wire, make.delta(wire, disk), "", target, check),
+           make.nbdelta_pull_direct(DIRECT, disk, "format=qcow2", target, check),
            measure.Contender("qemu-img convert", ["qemu-img", "convert", "-f", "qcow2", "-O", "qcow2",
                                                   disk, target], target=target, check=check)]
 

@@ -1,5 +1,6 @@
 #include "client/map_command.hpp"
 
+#include <fmt/compile.h>
 #include <fmt/format.h>
 
 #include <array>
@@ -9,6 +10,7 @@
 #include <optional>
 #include <string_view>
 
+#include "base/arithmetic.hpp"
 #include "base/units.hpp"
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
@@ -52,24 +54,47 @@ constexpr std::string_view meaning(State state, bool changes) {
   return "";
 }
 
-/// Extent by extent: there may be ten million.
+/// Text for standard output, where there may be ten million lines.
+class Lines {
+ public:
+  template <class Format, class... Args>
+  void add(Format format, const Args&... args) {
+    fmt::format_to(std::back_inserter(text_), format, args...);
+    if (text_.size() >= kWritten)
+      write();
+  }
+  void write() {
+    std::fwrite(text_.data(), 1, text_.size(), stdout);  // its error is seen by fflush()
+    text_.clear();
+  }
+
+ private:
+  static constexpr std::size_t kWritten = 64 * kKiB;
+  fmt::memory_buffer text_;
+};
+
 void print_json(const ExtentMap& map) {
+  Lines lines;
   std::string_view separator = "[\n";
   for (auto run = map.begin(); !run.at_end(); run.next()) {
     const Extent& extent = run.extent();
-    fmt::print(R"({}{{ "offset": {}, "length": {}, "type": {}, "description": "{}" }})", separator,
-               extent.offset, extent.length, static_cast<unsigned>(extent.state),
-               description(extent.state));
+    lines.add(FMT_COMPILE(R"({}{{ "offset": {}, "length": {}, "type": {}, "description": "{}" }})"),
+              separator, extent.offset, extent.length, static_cast<unsigned>(extent.state),
+              description(extent.state));
     separator = ",\n";
   }
-  fmt::print("{}\n]\n", map.size() == 0 ? "[" : "");
+  lines.add(FMT_COMPILE("{}\n]\n"), map.size() == 0 ? "[" : "");
+  lines.write();
 }
 
 void print_table(const ExtentMap& map, bool changes) {
+  Lines lines;
   for (auto run = map.begin(); !run.at_end(); run.next()) {
     const Extent& extent = run.extent();
-    fmt::print("{:>16} {:>16}  {}\n", extent.offset, extent.length, meaning(extent.state, changes));
+    lines.add(FMT_COMPILE("{:>16} {:>16}  {}\n"), extent.offset, extent.length,
+              meaning(extent.state, changes));
   }
+  lines.write();
   fmt::print("\n");
   for (const State state : kStates) {
     if (map.extents(state) == 0)
@@ -85,9 +110,9 @@ int run_map_command(const MapOptions& options) {
   ExtentMap map;
   bool changes = false;
   const nbd::ConnectOptions from = options.source.connect_options();
-  std::optional<pull::DirectUri> direct;
-  if (pull::DirectUri::is_one(from.uri))
-    direct = pull::DirectUri::of(from);
+  std::optional<image::ImageUri> direct;
+  if (image::ImageUri::is_one(from.uri))
+    direct = pull::parse_image_uri(from);
   const int status = run_interruptibly({.job = [&](std::stop_source& stop) {
     if (direct) {
       const pull::DirectSource source(*direct, options.source.full);

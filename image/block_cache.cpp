@@ -1,25 +1,45 @@
 #include "image/block_cache.hpp"
 
 #include <algorithm>
+#include <array>
+#include <iterator>
 
 namespace nbdelta::image {
+namespace {
+
+constexpr std::size_t kShards = 8;
+constexpr std::size_t kLeastBlocks =
+    128;  // of each: one that is small forgets what is still wanted
+
+std::atomic<std::uint64_t> caches = 0;
+
+std::size_t shards(std::size_t capacity, std::size_t largest_block) {
+  return capacity / largest_block < kShards * kLeastBlocks ? 1 : kShards;
+}
+
+}  // namespace
 
 BlockCache::BlockCache(std::size_t capacity, std::size_t largest_block)
-    : most_blocks_(std::max<std::size_t>(capacity / largest_block, 1)) {}
+    : blocks_of_shard_(
+          std::max<std::size_t>(capacity / largest_block / shards(capacity, largest_block), 1)),
+      shards_(shards(capacity, largest_block)),
+      id_(shards_.size() > 1 ? ++caches : 0) {}
 
 std::shared_ptr<BlockCache::Entry> BlockCache::find_or_add(const Key& key) {
-  const std::lock_guard lock(mutex_);
-  if (const auto found = index_.find(key); found != index_.end()) {
-    recency_.splice(recency_.begin(), recency_, found->second);
+  Recency evicted;  // goes when the mutex is free again
+  Shard& shard = shards_[(Hash()(key) >> 32) % shards_.size()];
+  const std::lock_guard lock(shard.mutex);
+  if (const auto found = shard.index.find(key); found != shard.index.end()) {
+    shard.recency.splice(shard.recency.begin(), shard.recency, found->second);
     return found->second->second;
   }
-  if (recency_.size() == most_blocks_) {
-    index_.erase(recency_.back().first);
-    recency_.pop_back();
+  if (shard.recency.size() == blocks_of_shard_) {
+    shard.index.erase(shard.recency.back().first);
+    evicted.splice(evicted.begin(), shard.recency, std::prev(shard.recency.end()));
   }
-  recency_.emplace_front(key, std::make_shared<Entry>());
-  index_.emplace(key, recency_.begin());
-  return recency_.front().second;
+  shard.recency.emplace_front(key, std::make_shared<Entry>());
+  shard.index.emplace(key, shard.recency.begin());
+  return shard.recency.front().second;
 }
 
 std::shared_ptr<BlockCache::Bytes> BlockCache::unused_block() const {
@@ -41,6 +61,12 @@ std::shared_ptr<BlockCache::Bytes> BlockCache::unused_block() const {
 }
 
 std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const Load& load) {
+  // A walk over an image asks for the same two or three blocks again and again.
+  thread_local std::array<Recent, kRecent> recent;
+  thread_local std::size_t oldest = 0;
+  for (const Recent& each : recent)
+    if (id_ != 0 && each.cache == id_ && each.key == key)
+      return each.bytes;
   const std::shared_ptr<Entry> entry = find_or_add(key);
   const std::lock_guard lock(entry->loading);
   if (entry->bytes == nullptr) {
@@ -49,6 +75,8 @@ std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const L
     load(*block);
     entry->bytes = block;
   }
+  if (id_ != 0)
+    recent[oldest++ % kRecent] = {.cache = id_, .key = key, .bytes = entry->bytes};
   return entry->bytes;
 }
 

@@ -12,12 +12,13 @@
 
 namespace nbdelta::image {
 
-/// A bounded cache of blocks of bytes, least recently used out first. Caches are all that changes
-/// in a Disk once it is open.
+/// A bounded cache of blocks of bytes, least recently used out first (nearly: each part of the
+/// cache for itself). Caches are all that changes in a Disk once it is open.
 ///
 /// Invariants
 /// 1. The blocks that the cache holds take at most `capacity` bytes. What a caller still holds or
-///    loads may outlive its place in the cache: one block a thread on top.
+///    loads may outlive its place in the cache, one block a thread; and where the cache has room
+///    for a thousand blocks, so may the last four that a thread has asked for.
 /// 2. A block is loaded by one thread at a time; others that ask for it wait for that load.
 /// 3. A load that threw leaves nothing behind; the next asker tries again.
 /// 4. A block's memory goes to the next block, not back to malloc: blocks that one thread allocates
@@ -43,7 +44,7 @@ class BlockCache {
   std::shared_ptr<const Bytes> get(const Key& key, const Load& load);
 
   /// Blocks that are held at most.
-  std::size_t most_blocks() const { return most_blocks_; }
+  std::size_t most_blocks() const { return blocks_of_shard_ * shards_.size(); }
   /// Loads so far.
   std::uint64_t loads() const { return loads_; }
 
@@ -63,16 +64,30 @@ class BlockCache {
     std::vector<std::unique_ptr<Bytes>> blocks;  // guarded by `mutex`
   };
   using Recency = std::list<std::pair<Key, std::shared_ptr<Entry>>>;
+  /// A part of the cache with a mutex of its own: threads that look for different blocks seldom
+  /// wait for each other.
+  struct Shard {
+    std::mutex mutex;  // guards all below
+    Recency recency;   // most recently used first
+    std::unordered_map<Key, Recency::iterator, Hash> index;
+  };
+
+  /// What a thread asked for last, of whichever cache.
+  struct Recent {
+    std::uint64_t cache = 0;
+    Key key;
+    std::shared_ptr<const Bytes> bytes;
+  };
+  static constexpr std::size_t kRecent = 4;
 
   std::shared_ptr<Entry> find_or_add(const Key& key);
   std::shared_ptr<Bytes> unused_block() const;
 
-  const std::size_t most_blocks_;
+  const std::size_t blocks_of_shard_;
+  std::vector<Shard> shards_;
+  const std::uint64_t id_;  // never another cache's; 0: nothing is kept for threads
   const std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();
   std::atomic<std::uint64_t> loads_{0};
-  std::mutex mutex_;  // guards all below
-  Recency recency_;   // most recently used first
-  std::unordered_map<Key, Recency::iterator, Hash> index_;
 };
 
 }  // namespace nbdelta::image

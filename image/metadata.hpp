@@ -14,8 +14,9 @@ namespace nbdelta::image {
 /// so that no table needs to be in memory as a whole. Safe to call from several threads.
 class MetadataReader {
  public:
-  /// What one read fetches. 16 KiB hold the L2 entries of 128 MiB at 64 KiB a cluster.
-  static constexpr std::size_t kBlock = 16 * 1024;
+  /// What one read fetches. 4 KiB hold the L2 entries of 32 MiB at 64 KiB a cluster: where little
+  /// of a large disk has changed, more would be copied for nothing.
+  static constexpr std::size_t kBlock = 4 * 1024;
 
   /// `file` and `cache` must outlive the reader; `source` tells the file from others in the cache.
   MetadataReader(const File& file, BlockCache& cache, std::uint64_t source)

@@ -27,9 +27,7 @@ bool is_allocated(State state) {
   return state == State::data || state == State::zero;
 }
 
-/// Writes one thing after the other, a MiB at a time, into a file that reads as zeros: it stays as
-/// it is in pages that are to hold nothing else, as most of an L2 table's are where little of the
-/// disk is allocated.
+/// Writes one thing after the other, a MiB at a time, into a file that reads as zeros.
 class SequentialWriter {
  public:
   SequentialWriter(const File& file, std::uint64_t offset) : file_(file), offset_(offset) {
@@ -44,36 +42,61 @@ class SequentialWriter {
     buffer_.insert(buffer_.end(), bytes.begin(), bytes.end());
   }
 
+  /// These stay zero, and the file sparse.
+  void skip(std::uint64_t bytes) {
+    flush();
+    offset_ += bytes;
+  }
+
   void flush() {
-    const std::span<const std::byte> all(buffer_);
-    std::size_t begin = 0;  // of what is to be written
-    for (std::size_t at = 0; at < all.size(); at += kPage) {
-      if (!reads_zero(all.subspan(at, std::min(kPage, all.size() - at))))
-        continue;
-      write(all.first(at), begin);
-      begin = at + kPage;
-    }
-    write(all, begin);
-    offset_ += all.size();
+    if (buffer_.empty())
+      return;
+    file_.write_at(buffer_, offset_);
+    offset_ += buffer_.size();
     buffer_.clear();
   }
 
  private:
-  static constexpr std::size_t kPage = 4096;
-
-  static bool reads_zero(std::span<const std::byte> bytes) {
-    return std::all_of(bytes.begin(), bytes.end(),
-                       [](std::byte byte) { return byte == std::byte{0}; });
-  }
-
-  void write(std::span<const std::byte> bytes, std::size_t begin) const {
-    if (begin < bytes.size())
-      file_.write_at(bytes.subspan(begin), offset_ + begin);
-  }
-
   const File& file_;
   std::uint64_t offset_;
   std::vector<std::byte> buffer_;
+};
+
+/// Knows which of its pages hold anything: where little of the disk is allocated most do not.
+class L2Table {
+ public:
+  explicit L2Table(std::uint64_t cluster_size)
+      : entries_(cluster_size / sizeof(be64)), used_(cluster_size / kPage) {}
+
+  std::size_t size() const { return entries_.size(); }
+
+  void set(std::uint64_t index, std::uint64_t entry) {
+    entries_[index] = entry;
+    used_[index / kEntries] = true;
+  }
+
+  /// Leaves it empty; nothing is written where it was.
+  void move_to(SequentialWriter& writer) {
+    if (std::none_of(used_.begin(), used_.end(), [](bool used) { return used; }))
+      return;
+    for (std::size_t i = 0; i < used_.size(); ++i) {
+      if (!used_[i]) {
+        writer.skip(kPage);
+        continue;
+      }
+      const auto page = std::span(entries_).subspan(i * kEntries, kEntries);
+      writer.put(std::span<const be64>(page));
+      std::fill(page.begin(), page.end(), be64(0));
+      used_[i] = false;
+    }
+  }
+
+ private:
+  static constexpr std::size_t kPage = 4096;  // a cluster has at least one
+  static constexpr std::size_t kEntries = kPage / sizeof(be64);
+
+  std::vector<be64> entries_;
+  std::vector<bool> used_;
 };
 
 /// Walks the map one L2 table's range after the other: `part` gets each allocated run's part in the
@@ -153,7 +176,6 @@ struct Qcow2Overlay::Layout {
     for (std::uint64_t i = 0; i < refcount_blocks; ++i) {
       const std::uint64_t here = std::min(left, refcounts_per_block());
       writer.put(std::span(ones).first(here));
-      writer.put(std::span<const be16>(std::vector<be16>(refcounts_per_block() - here)));
       left -= here;
     }
     writer.flush();
@@ -175,29 +197,22 @@ struct Qcow2Overlay::Layout {
 
   void write_l2(const File& file, const ExtentMap& map) const {
     SequentialWriter writer(file, l2_offset());
-    std::vector<be64> table(cluster_size / sizeof(be64));
+    L2Table table(cluster_size);
     std::uint64_t next_data = data_offset();
-    bool used = false;
     walk_ranges(
         map, covered_by_l2(),
         [&](const Extent& run) {
-          used = true;
           std::uint64_t index = run.offset / cluster_size % table.size();
           for (std::uint64_t n = div_round_up(run.length, cluster_size); n > 0; --n, ++index) {
             if (run.state == State::zero) {
-              table[index] = kZeroFlag;
+              table.set(index, kZeroFlag);
             } else {
-              table[index] = next_data | kCopied;
+              table.set(index, next_data | kCopied);
               next_data += cluster_size;
             }
           }
         },
-        [&](std::uint64_t) {
-          if (!std::exchange(used, false))
-            return;
-          writer.put(std::span<const be64>(table));
-          std::fill(table.begin(), table.end(), be64(0));
-        });
+        [&](std::uint64_t) { table.move_to(writer); });
     writer.flush();
   }
 

@@ -4,8 +4,6 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "base/error.hpp"
 #include "client/backup/names.hpp"
@@ -14,6 +12,7 @@
 #include "image/disk.hpp"
 #include "sim/record.hpp"
 #include "sim/stamp.hpp"
+#include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -64,10 +63,9 @@ std::vector<std::uint64_t> contents_of(const CheckedImage& image, const Recorded
 }
 
 CheckedPoint read_point(const fs::path& folder) {
-  std::ifstream in(folder / "manifest.json");
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  const std::string file = folder / "manifest.json";
   Manifest manifest;
-  client::from_json_text(text, manifest, (folder / "manifest.json").string());
+  client::from_json_text(read_text_file(file, kLongestManifest), manifest, file);
   CheckedPoint point;
   point.name = folder.filename().string();
   point.session = client::backup::bitmap_name({manifest.chain, manifest.number}) + "-";

@@ -97,7 +97,7 @@ Schedule shrink(Schedule schedule) {
 }
 
 ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jobs,
-                            std::size_t most_failures) {
+                            std::size_t most_failures, const std::function<void()>& done) {
   ExploreResult result;
   std::mutex mutex;
   std::atomic<std::uint64_t> next = first;
@@ -118,6 +118,7 @@ ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jo
         part.failed.push_back(seed);
         ++failures;
       }
+      done();
     }
     const std::lock_guard lock(mutex);
     result.schedules += part.schedules;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <optional>
 #include <set>
@@ -37,8 +38,10 @@ struct ExploreResult {
   double seconds = 0;
 };
 
-/// Seeds `first` to `last`, in `jobs` threads; stops at `most_failures`.
-ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jobs,
-                            std::size_t most_failures);
+/// Seeds `first` to `last`, in `jobs` threads; stops at `most_failures`. `done` is called after
+/// each, from any of the threads.
+ExploreResult explore_seeds(
+    std::uint64_t first, std::uint64_t last, unsigned jobs, std::size_t most_failures,
+    const std::function<void()>& done = [] {});
 
 }  // namespace nbdelta::sim

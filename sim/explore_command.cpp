@@ -15,6 +15,7 @@
 
 #include "base/error.hpp"
 #include "sim/explore.hpp"
+#include "sim/work_progress.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -45,19 +46,26 @@ std::pair<std::uint64_t, std::uint64_t> parse_seeds(const std::string& text) {
   return {first, last};
 }
 
+WorkProgress progress_of(std::uint64_t first, std::uint64_t last) {
+  return {last - first + 1, "seeds"};
+}
+
 /// All of the first seeds, of the others the windows and the faults.
 void record_seeds(const std::string& file, std::uint64_t first, std::uint64_t last) {
+  WorkProgress progress = progress_of(first, last);
   constexpr std::uint64_t kInDetail = 10;
   Run run;
   run.name = "explore";
   run.seed = first;
-  for (std::uint64_t seed = first; seed <= last; ++seed)
+  for (std::uint64_t seed = first; seed <= last; ++seed) {
     for (RunSession& session :
          record_seed(seed, seed - first < kInDetail ? RunRecorder::Detail::all
                                                     : RunRecorder::Detail::window)) {
       session.name = fmt::format("seed {}, {}", seed, session.name);
       run.sessions.push_back(std::move(session));
     }
+    progress.done();
+  }
   write_run(file, run);
 }
 
@@ -67,6 +75,12 @@ void print_seed(const Schedule& schedule) {
   for (const std::string& line : explored.log)
     fmt::print("{}\n", line);
   fmt::print("{}\n", explored.violation ? "VIOLATION: " + *explored.violation : "nothing is wrong");
+}
+
+ExploreResult explore_all(std::uint64_t first, std::uint64_t last, unsigned jobs) {
+  constexpr std::size_t kMostFailures = 20;
+  WorkProgress progress = progress_of(first, last);
+  return explore_seeds(first, last, jobs, kMostFailures, [&progress] { progress.done(); });
 }
 
 int run_explore(const ExploreOptions& options) {
@@ -82,7 +96,7 @@ int run_explore(const ExploreOptions& options) {
   const auto [first, last] = parse_seeds(options.seeds);
   if (!options.record.empty())
     record_seeds(options.record, first, last);
-  const ExploreResult result = explore_seeds(first, last, options.jobs, 20);
+  const ExploreResult result = explore_all(first, last, options.jobs);
   for (const auto& [what, count] : result.seen)
     fmt::print("{:8} {}\n", count, what);
   const auto distinct = [&](std::string_view kind) {

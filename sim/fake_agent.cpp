@@ -4,6 +4,7 @@
 
 #include "qapi/agent_commands.hpp"
 #include "qapi/framing.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 
@@ -30,7 +31,7 @@ asio::awaitable<void> FakeAgent::serve(std::unique_ptr<client::qmp::Channel> cha
       while (auto message = input_.next()) {
         messages_.push_back(std::move(*message));
         if (!std::exchange(working_, true))
-          asio::co_spawn(executor_, work(), asio::detached);
+          asio::co_spawn(executor_, work(), kUnawaited);
       }
       input_.feed(co_await client->channel().receive());
     }

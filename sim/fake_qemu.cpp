@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "sim/qmp_input.hpp"
+#include "sim/transaction.hpp"
 
 namespace nbdelta::sim {
 
@@ -22,20 +23,6 @@ struct QmpCapabilities {
     visit("enable", enable);
   }
 };
-
-/// Of a transaction that nobody has looked at yet.
-std::int64_t snapshots_in(const qapi::Command& transaction) {
-  const json::value* actions = transaction.arguments.if_contains("actions");
-  if (actions == nullptr || !actions->is_array())
-    return 0;
-  return std::count_if(
-      actions->get_array().begin(), actions->get_array().end(), [](const json::value& action) {
-        const json::object* object = action.if_object();
-        const json::value* type = object == nullptr ? nullptr : object->if_contains("type");
-        return type != nullptr && type->is_string() &&
-               std::string_view(type->get_string()) == qapi::BlockdevSnapshot::kName;
-      });
-}
 
 }  // namespace
 

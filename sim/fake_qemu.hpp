@@ -24,6 +24,7 @@
 #include "sim/commands.hpp"
 #include "sim/outbox.hpp"
 #include "sim/qmp_input.hpp"
+#include "sim/write_done.hpp"
 
 namespace nbdelta::sim {
 
@@ -113,9 +114,6 @@ struct Export {
   std::vector<std::string> bitmaps;
   std::uint64_t serial = 0;  // of all exports of this QEMU
 };
-
-/// `error`: null where it went well; ENOSPC pauses a real guest.
-using WriteDone = std::function<void(std::exception_ptr error)>;
 
 /// Stands in for a QEMU process: a block graph, the QMP commands that nbdelta uses, jobs, NBD
 /// exports and events. For one thread: its coroutines run on `executor`, and end when that goes.
@@ -279,5 +277,8 @@ class FakeQemu {
   Clock::Time stalled_until_{};
   bool dead_ = false;
 };
+
+/// The newer one of those that it knows to differ.
+inline constexpr FakeQemu::Version kQemu10{10, 0, 13};
 
 }  // namespace nbdelta::sim

@@ -87,13 +87,11 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 }  // namespace
 
 std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
-                                      std::uint64_t incrementals,
-                                      std::chrono::milliseconds commit_deadline,
-                                      std::vector<RunSession>* recorded) {
+                                      const GuestRun& options) {
   Rehearsal rehearsal(scenario, scenario.seed + run);
-  rehearsal.commit_deadline = commit_deadline;
+  rehearsal.commit_deadline = options.commit_deadline;
   RunRecorder recorder([&rehearsal] { return rehearsal.now(); });
-  if (recorded != nullptr)
+  if (options.recorded != nullptr)
     rehearsal.record(recorder, run == 0 ? RunRecorder::Detail::all : RunRecorder::Detail::window);
   std::vector<RehearsedBackup> backups;
   // What is dirty has come to what it usually is; and no two runs are at the same point of it.
@@ -101,17 +99,18 @@ std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t ru
   const double phase = rehearsal.random().fraction();
   rehearsal.let_pass(cache.expire + cache.interval +
                      std::chrono::duration_cast<Clock::Duration>(cache.interval * phase));
-  for (std::uint64_t i = 0; i <= incrementals; ++i) {
+  for (std::uint64_t i = 0; i <= options.incrementals; ++i) {
     if (i != 0) {
       const double share = 0.9 + 0.2 * rehearsal.random().fraction();
       rehearsal.let_pass(std::chrono::duration_cast<Clock::Duration>(scenario.duration * share));
     }
     backups.push_back(rehearsal.backup());
+    options.backed_up();
     if (backups.back().overlay_kept)
       break;  // so would be the next one's, after as long a time
   }
-  if (recorded != nullptr)
-    *recorded = std::move(recorder.run().sessions);
+  if (options.recorded != nullptr)
+    *options.recorded = std::move(recorder.run().sessions);
   return backups;
 }
 
@@ -147,9 +146,13 @@ Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   const auto work = [&] {
     for (std::uint64_t run = next++; run < options.runs; run = next++) {
       try {
-        runs[run] =
-            rehearse(scenario, run, options.incrementals, client::backup::Options().commit_deadline,
-                     options.record != nullptr ? &recorded[run] : nullptr);
+        GuestRun guest;
+        guest.incrementals = options.incrementals;
+        guest.commit_deadline = options.commit_deadline;
+        guest.recorded = options.record != nullptr ? &recorded[run] : nullptr;
+        guest.backed_up = [&options] { options.done(1); };
+        runs[run] = rehearse(scenario, run, guest);
+        options.done(options.incrementals + 1 - runs[run].size());
       } catch (...) {
         const std::lock_guard lock(mutex);
         if (!failure)

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -10,11 +11,22 @@
 
 namespace nbdelta::sim {
 
+/// What a guest goes through after its full backup.
+struct GuestRun {
+  std::uint64_t incrementals = 5;  // backups; a commit that does not end is the last one
+  std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline;
+  std::vector<RunSession>* recorded = nullptr;  // becomes what happened
+  std::function<void()> backed_up = [] {};      // after each backup
+};
+
 struct ForecastOptions {
   std::uint64_t runs = 20;         // each with a guest and a seed of its own
   std::uint64_t incrementals = 5;  // backups of a run after its full one
+  std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline;
   unsigned threads = 1;
   Run* record = nullptr;  // becomes what happened: all of the first run, the others' windows
+  /// So many of a run's backups are over, or will not be made. From any of the threads.
+  std::function<void(std::uint64_t backups)> done = [](std::uint64_t /*backups*/) {};
 };
 
 /// One quantity over all runs.
@@ -26,12 +38,9 @@ struct Spread {
   double largest = 0;
 };
 
-/// A full backup and `incrementals` after it, of a guest of its own; a commit that does not end is
-/// the last one. Throws what a backup throws.
-std::vector<RehearsedBackup> rehearse(
-    const Scenario& scenario, std::uint64_t run, std::uint64_t incrementals,
-    std::chrono::milliseconds commit_deadline = client::backup::Options().commit_deadline,
-    std::vector<RunSession>* recorded = nullptr);
+/// A full backup and more after it, of a guest of its own. Throws what a backup throws.
+std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
+                                      const GuestRun& options);
 
 /// What guests of rehearse() went through, one after the other.
 Run run_of(const Scenario& scenario, std::vector<std::vector<RunSession>> guests);

@@ -7,13 +7,16 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
+#include <utility>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
 #include "client/json_text.hpp"
 #include "sim/forecast.hpp"
 #include "sim/quantity.hpp"
+#include "sim/work_progress.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -29,6 +32,7 @@ struct Options {
   std::string disk_size = "4 GiB";
   std::string pattern = "uniform";
   std::string interval;
+  std::string commit_deadline;
   std::uint64_t disks = 1;
   std::uint64_t runs = 20;
   std::uint64_t seed = 0;
@@ -61,11 +65,25 @@ std::string scenario_text(const Options& options) {
       json::object{{"disks", disks}, {"storage", storage}, {"loads", json::array{load}}});
 }
 
+/// Of both times that do not come from a scenario, with its limits.
+Clock::Duration time_of(std::string_view option, const std::string& text) {
+  const auto [least, most] = std::pair(Scenario::kShortestDuration, Scenario::kLongestDuration);
+  Clock::Duration time{};
+  try {
+    time = parse_time(text);
+  } catch (const Error& error) {
+    fail(EINVAL, "{}: {}; allowed are {} to {}", option, error.what(), least, most);
+  }
+  if (time < parse_time(least) || time > parse_time(most))
+    fail(EINVAL, "{}: '{}' is out of range: {} to {}", option, text, least, most);
+  return time;
+}
+
 Scenario scenario_of(const Options& options) {
   Scenario scenario = options.scenario.empty() ? parse_scenario(scenario_text(options), "options")
                                                : read_scenario(options.scenario);
   if (!options.interval.empty())
-    scenario.duration = parse_time(options.interval);
+    scenario.duration = time_of("--interval", options.interval);
   if (options.seed != 0)
     scenario.seed = options.seed;
   return scenario;
@@ -133,14 +151,23 @@ void print_table(const Forecast& forecast, const Scenario& scenario) {
         forecast.overlays_kept, forecast.windows);
 }
 
+Forecast forecast_shown(const Scenario& scenario, ForecastOptions options) {
+  WorkProgress progress(options.runs * (options.incrementals + 1), "backups");
+  options.done = [&progress](std::uint64_t backups) { progress.done(backups); };
+  return forecast(scenario, options);
+}
+
 int run_forecast(const Options& options) {
   const Scenario scenario = scenario_of(options);
   Run record;
-  const Forecast result =
-      forecast(scenario, {.runs = options.runs,
-                          .incrementals = 5,
-                          .threads = options.jobs,
-                          .record = options.record.empty() ? nullptr : &record});
+  ForecastOptions wanted;
+  wanted.runs = options.runs;
+  wanted.threads = options.jobs;
+  if (!options.commit_deadline.empty())
+    wanted.commit_deadline = std::chrono::duration_cast<std::chrono::milliseconds>(
+        time_of("--commit-deadline", options.commit_deadline));
+  wanted.record = options.record.empty() ? nullptr : &record;
+  const Forecast result = forecast_shown(scenario, wanted);
   if (!options.record.empty())
     write_run(options.record, record);
   (options.as_json ? print_json : print_table)(result, scenario);
@@ -166,7 +193,9 @@ std::function<int()> add_forecast_command(CLI::App& app) {
   command->add_option("--disks", options->disks, "How many")
       ->excludes(scenario)
       ->check(CLI::Range(1, 64));
-  command->add_option("--interval", options->interval, "Between backups: \"60 s\"");
+  command->add_option("--interval", options->interval, "Between backups: \"60 s\"; 1 s to 24 h");
+  command->add_option("--commit-deadline", options->commit_deadline,
+                      "Of nbdelta: after it the overlay stays; \"10 min\", 1 s to 24 h");
   command->add_option("--runs", options->runs, "Guests; each is backed up 6 times")
       ->check(CLI::Range(1, 100'000));
   command->add_option("--seed", options->seed, "Of the first; the others follow");

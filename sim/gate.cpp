@@ -81,8 +81,11 @@ Gated gate(Scenario scenario, const GateOptions& options) {
   std::vector<double> own;
   std::vector<std::vector<RunSession>> recorded(options.runs);
   for (std::uint64_t run = 0; run < options.runs; ++run) {
-    const std::vector<RehearsedBackup> backups =
-        rehearse(scenario, run, options.incrementals, kCommitDeadline, &recorded[run]);
+    GuestRun guest;
+    guest.incrementals = options.incrementals;
+    guest.commit_deadline = kCommitDeadline;
+    guest.recorded = &recorded[run];
+    const std::vector<RehearsedBackup> backups = rehearse(scenario, run, guest);
     for (std::size_t i = 0; i < backups.size(); ++i) {
       const ObservedWindow& seen = backups[i].observed;
       window.push_back(milliseconds(seen.length));

@@ -7,7 +7,6 @@
 #include <filesystem>
 #include <fstream>
 #include <future>
-#include <iterator>
 #include <memory>
 #include <string>
 #include <vector>
@@ -18,6 +17,7 @@
 #include "client/repository/manifest.hpp"
 #include "sim/gate.hpp"
 #include "sim/quantity.hpp"
+#include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -48,10 +48,9 @@ Measured measured_in(const std::string& folder) {
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
       if (entry.path().filename() != "manifest.json")
         continue;
-      std::ifstream file(entry.path());
-      const std::string text{std::istreambuf_iterator<char>(file), {}};
+      const std::string file = entry.path().string();
       Manifest manifest;
-      client::from_json_text(text, manifest, entry.path().string());
+      client::from_json_text(read_text_file(file, kLongestManifest), manifest, file);
       window.push_back(static_cast<double>(manifest.window.length_us()) / 1000);
       own.push_back(static_cast<double>(manifest.window.own_us()) / 1000);
     }

@@ -23,7 +23,8 @@ namespace fs = std::filesystem;
 constexpr std::chrono::minutes kPatience{2};
 
 /// Light and dark values keep 4.5:1 against the paper for what is text, and differ in lightness,
-/// not in hue alone.
+/// not in hue alone. No two light ones are the same: a picture's attributes have them, and rules
+/// find what they are for by that.
 struct Colour {
   std::string_view placeholder;
   const char* name;
@@ -34,7 +35,7 @@ constexpr std::array<Colour, 7> kColours{{{colour::kInk, "ink", "#1f2328", "#e6e
                                           {colour::kGrid, "grid", "#d5d8dc", "#3d4248"},
                                           {colour::kAgent, "agent", "#7fb8e6", "#3f74a8"},
                                           {colour::kQemu, "qemu", "#b35c00", "#ffb454"},
-                                          {colour::kOwn, "own", "#1f2328", "#ffffff"},
+                                          {colour::kOwn, "own", "#000000", "#ffffff"},
                                           {colour::kGuest, "guest", "#2f6db0", "#7cb7f0"},
                                           {colour::kFault, "fault", "#b0123f", "#ff8fa8"}}};
 constexpr const char* kLightPaper = "#ffffff";
@@ -104,11 +105,10 @@ std::string for_page(const Picture& picture, std::string svg) {
   svg.erase(0, begin);
   for (const Colour& each : kColours) {
     const int value = std::stoi(std::string(each.placeholder.substr(5)), nullptr, 16);
-    svg = replaced(svg, std::regex(fmt::format(R"(rgb\( *{0}, *{0}, *{0}\))", value)),
-                   fmt::format("var(--{})", each.name));
+    svg = replaced(svg, std::regex(fmt::format(R"(rgb\( *{0}, *{0}, *{0}\))", value)), each.light);
   }
   // Of groups; what is in them has its "currentColor" from there.
-  svg = replaced(svg, std::regex("=(['\"])black\\1"), "=$1var(--ink)$1");
+  svg = replaced(svg, std::regex("=(['\"])black\\1"), fmt::format("=$1{}$1", kColours[0].light));
   svg = replaced(svg, std::regex("<title>gnuplot_plot_[^<]*</title>"), "");
   svg = replaced(svg, std::regex("<title>[^<]*</title>\\s*<desc>[^<]*</desc>"),
                  fmt::format("<title>{}</title>", xml_text(picture.title)));
@@ -155,8 +155,15 @@ std::string colour_rules(std::string_view selector) {
     light += fmt::format(" --{}: {};", each.name, each.light);
     dark += fmt::format(" --{}: {};", each.name, each.dark);
   }
-  return fmt::format("{0} {{ {1} }}\n@media (prefers-color-scheme: dark) {{ {0} {{ {2} }} }}\n",
-                     selector, light, dark);
+  std::string rules =
+      fmt::format("{0} {{ {1} }}\n@media (prefers-color-scheme: dark) {{ {0} {{ {2} }} }}\n",
+                  selector, light, dark);
+  // They count for more than attributes; what knows no variables ignores them.
+  for (const Colour& each : kColours)
+    for (const char* attribute : {"fill", "stroke", "color"})
+      rules +=
+          fmt::format("[{0}=\"{1}\"] {{ {0}: var(--{2}); }}\n", attribute, each.light, each.name);
+  return rules;
 }
 
 std::vector<std::string> draw(const std::vector<Picture>& pictures) {
@@ -183,10 +190,12 @@ std::vector<std::string> draw(const std::vector<Picture>& pictures) {
 }
 
 std::string svg_file(const std::string& svg) {
-  const std::string style =
-      "\n<style>\n" + colour_rules(":root") + "svg { background: var(--paper); }\n</style>";
+  const std::string head = fmt::format(
+      "\n<style>\n{}.paper {{ fill: var(--paper); }}\n</style>\n"
+      "<rect class=\"paper\" width=\"100%\" height=\"100%\" fill=\"{}\"/>",
+      colour_rules(":root"), kLightPaper);
   std::string file = svg;
-  file.insert(file.find('>', file.find("<svg")) + 1, style);
+  file.insert(file.find('>', file.find("<svg")) + 1, head);
   return "<?xml version=\"1.0\" encoding=\"utf-8\"?>\n" + file;
 }
 

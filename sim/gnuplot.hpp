@@ -6,8 +6,8 @@
 
 namespace nbdelta::sim {
 
-/// Colours are placeholders in a script, and CSS variables in the picture, so that one picture fits
-/// light and dark pages: colour_rules() gives them their values.
+/// Colours are placeholders in a script, and those of a light page in the picture. Where there is
+/// CSS, colour_rules() make variables of them, so that one picture fits light and dark pages.
 namespace colour {
 inline constexpr std::string_view kInk = "#010101";
 inline constexpr std::string_view kGrid = "#020202";
@@ -18,7 +18,8 @@ inline constexpr std::string_view kGuest = "#060606";
 inline constexpr std::string_view kFault = "#070707";
 }  // namespace colour
 
-/// Values of the variables for a style sheet, light and dark: rules for `selector`.
+/// For a style sheet: the variables' values, light and dark, as rules for `selector`, and what has
+/// pictures use them.
 std::string colour_rules(std::string_view selector);
 
 /// A picture that gnuplot draws.
@@ -39,7 +40,7 @@ std::string xml_text(std::string_view text);
 /// there is no gnuplot.
 std::vector<std::string> draw(const std::vector<Picture>& pictures);
 
-/// The same picture as a file of its own: with its colours.
+/// The same picture as a file of its own: with its rules, and paper below it.
 std::string svg_file(const std::string& svg);
 
 }  // namespace nbdelta::sim

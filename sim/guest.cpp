@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "sim/unawaited.hpp"
+
 namespace nbdelta::sim {
 namespace {
 
@@ -37,7 +39,7 @@ Guest::Guest(asio::any_io_executor executor, Clock& clock, Disks& disks, GuestSe
 
 void Guest::start() {
   for (const auto& program : programs_)
-    asio::co_spawn(executor_, run(*program), asio::detached);
+    asio::co_spawn(executor_, run(*program), kUnawaited);
 }
 
 void Guest::stop() {
@@ -157,9 +159,9 @@ void Guest::reset_longest_stall() {
 
 void Guest::start_writing_back() {
   if (dirty_bytes() > setup_.cache.background && !std::exchange(relieving_, true))
-    asio::co_spawn(executor_, relieve_pressure(), asio::detached);
+    asio::co_spawn(executor_, relieve_pressure(), kUnawaited);
   if (!std::exchange(expiring_, true))
-    asio::co_spawn(executor_, write_expired(), asio::detached);
+    asio::co_spawn(executor_, write_expired(), kUnawaited);
 }
 
 asio::awaitable<void> Guest::relieve_pressure() {

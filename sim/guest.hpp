@@ -14,14 +14,12 @@
 #include "sim/page_cache.hpp"
 #include "sim/random.hpp"
 #include "sim/storage.hpp"
+#include "sim/write_done.hpp"
 
 namespace nbdelta::sim {
 
 namespace asio = boost::asio;
 using client::Clock;
-
-/// `error`: null where it went well.
-using WriteDone = std::function<void(std::exception_ptr error)>;
 
 /// The guest's disks, as its kernel has them: in granules, each of which is written as a whole.
 class Disks {

@@ -16,7 +16,8 @@
 
 namespace nbdelta::sim {
 
-/// One plugin: a process that serves an image which nobody may write to.
+/// One plugin: a process that serves an image which nobody may write to. Or, without a process, an
+/// image that a pull of nbdelta's has open itself.
 struct Plugin {
   std::string name;
   std::string image;
@@ -25,6 +26,7 @@ struct Plugin {
   bool layer = false;
   bool alive = true;
   bool outlives = false;  // its session
+  bool direct = false;    // no process: it lives as long as the pull, or as nbdelta
 };
 
 /// What nbdelta's own processes take their time for.

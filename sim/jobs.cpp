@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "sim/fake_qemu.hpp"
+#include "sim/unawaited.hpp"
 
 // Block jobs (QEMU qapi/job.json): block-commit, of what the guest writes to and of what is below.
 namespace nbdelta::sim {
@@ -195,7 +196,7 @@ Nothing FakeQemu::job_cancel(const qapi::JobCancel& command) {
   if (job.intermediate || job.status == "pending")
     conclude(job, kCancelled);
   else
-    asio::co_spawn(executor_, cancel_job(job.serial), asio::detached);
+    asio::co_spawn(executor_, cancel_job(job.serial), kUnawaited);
   return {};
 }
 
@@ -208,7 +209,7 @@ asio::awaitable<void> FakeQemu::cancel_job(std::uint64_t serial) {
 void FakeQemu::start_copying(Job& job) {
   if (std::exchange(job.copying, true))
     return;
-  asio::co_spawn(executor_, run_job(job.serial), asio::detached);
+  asio::co_spawn(executor_, run_job(job.serial), kUnawaited);
 }
 
 Job* FakeQemu::working_job(std::uint64_t serial) {

@@ -2,12 +2,13 @@
 
 #include <algorithm>
 #include <boost/json/parse.hpp>
+#include <set>
 
 namespace nbdelta::sim {
 namespace {
 
-/// Walks over valid JSON, and keeps where the pointer's value begins. Of equal keys the last one
-/// counts, as when it is parsed.
+/// Walks over valid JSON, and keeps where the pointer's value begins, and the first key that its
+/// object has had before. Of equal keys the last one counts, as when it is parsed.
 class Walker {
  public:
   Walker(std::string_view text, std::string_view wanted) : text_(text), wanted_(wanted) {}
@@ -15,6 +16,11 @@ class Walker {
   std::size_t find() {
     value("");
     return found_;
+  }
+
+  std::optional<std::string> find_repeated() {
+    value("");
+    return repeated_;
   }
 
  private:
@@ -53,6 +59,7 @@ class Walker {
   }
 
   void members(const std::string& pointer) {
+    std::set<std::string> seen;
     do {
       ++at_;  // { or ,
       blank();
@@ -63,6 +70,8 @@ class Walker {
       const auto key = boost::json::parse(std::string(text_.substr(begin, at_ - begin)));
       const std::string inner = pointer + "/" + pointer_part(std::string_view(key.as_string()));
       meet(inner, begin);
+      if (!seen.insert(inner).second && !repeated_)
+        repeated_ = inner;
       blank();
       ++at_;  // :
       value(inner);
@@ -89,6 +98,7 @@ class Walker {
   std::size_t at_ = 0;
   std::size_t found_ = 0;
   std::size_t found_depth_ = 0;
+  std::optional<std::string> repeated_;
 };
 
 }  // namespace
@@ -102,6 +112,10 @@ Place place_at(std::string_view text, std::size_t offset) {
 
 Place place_of(std::string_view text, std::string_view pointer) {
   return place_at(text, Walker(text, pointer).find());
+}
+
+std::optional<std::string> repeated_key(std::string_view text) {
+  return Walker(text, "").find_repeated();
 }
 
 std::string pointer_part(std::string_view key) {

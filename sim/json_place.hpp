@@ -1,5 +1,6 @@
 #pragma once
 
+#include <optional>
 #include <string>
 #include <string_view>
 
@@ -14,8 +15,12 @@ struct Place {
 Place place_at(std::string_view text, std::size_t offset);
 
 /// Where the value that a JSON pointer (RFC 6901) names begins: of a member of an object its key.
-/// The text is valid JSON. Where there is no such value, that which would hold it.
+/// The text is valid JSON. Where there is no such value, that which would hold it. Of members with
+/// the same key it is the last.
 Place place_of(std::string_view text, std::string_view pointer);
+
+/// The pointer to the first member whose object has had its key before. The text is valid JSON.
+std::optional<std::string> repeated_key(std::string_view text);
 
 /// `key` as a part of a pointer.
 std::string pointer_part(std::string_view key);

@@ -10,12 +10,15 @@
 #include <utility>
 
 #include "client/backup/names.hpp"
+#include "client/backup/overlay_files.hpp"
+#include "client/backup/real/files.hpp"
 #include "client/exit_status.hpp"
 #include "client/say.hpp"
 #include "image/extent_map.hpp"
 #include "image/qcow2_overlay.hpp"
 #include "qapi/export_commands.hpp"
 #include "sim/qcow2_file_image.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 
@@ -47,6 +50,33 @@ WriteNumber fill_half(const std::string& path, WriteNumber number) {
   return number;
 }
 
+/// QEMU's words do not always say which image they are of.
+Node& open_node(BlockGraph& graph, const NodeOptions& options) {
+  try {
+    return graph.open(options);
+  } catch (const BlockError& error) {
+    const std::string why = error.what();
+    if (why.find(options.path) != std::string::npos)
+      throw;
+    fail(EIO, "{}: {}", options.path, why);
+  }
+}
+
+/// What the guest wrote last is in an overlay where it ended during a backup: whoever starts it
+/// without that writes to what is older.
+void check_no_overlay(const std::string& image) {
+  namespace backup = client::backup;
+  const auto files = backup::real_files();
+  const std::vector<std::string> overlays = backup::overlays_over(*files, image);
+  if (overlays.empty())
+    return;
+  files->check_unused(overlays.back());  // another run has it, and all is well
+  fail(EEXIST,
+       "{0}: the guest cannot be started on it: {1} lies over it and holds later writes. Run "
+       "'nbdelta recover --offline {0}' first; 'nbdelta check-start {0}' says whether it is needed",
+       image, overlays.back());
+}
+
 }  // namespace
 
 LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
@@ -59,7 +89,7 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
       nbd_(loop.get_executor(), qemu_, host_) {
   qemu_.flushes_writes = false;
   if (scenario.qemu.version == "10.0")
-    qemu_.version() = {10, 0, 13};
+    qemu_.version() = kQemu10;
   qemu_.timing() = {.command = scenario.qemu.command,
                     .transaction = scenario.qemu.command,
                     .snapshot = scenario.qemu.snapshot,
@@ -127,11 +157,13 @@ void LiveQemu::open_disk(const ScenarioDisk& disk) {
                    .direct = false};
   // What a start script does after backups with --tracking overlay.
   std::ifstream current(folder_.path + "/nbdelta-current-" + disk.name + "." + disk.format);
-  if (std::getline(current, node.path))
+  if (std::getline(current, node.path)) {
     node.driver = "qcow2";
-  else
+  } else {
     node.path = folder_.image(disk);
-  Node& root = qemu_.graph().open(node);
+    check_no_overlay(node.path);
+  }
+  Node& root = open_node(qemu_.graph(), node);
   if (root.image->granules() != disk.size / kFileGranule)
     fail(EINVAL, "{}: has {} bytes, but the disk {}", node.path,
          root.image->granules() * kFileGranule, disk.size);
@@ -196,10 +228,9 @@ void LiveQemu::start() {
   const auto serve_agent = [this](std::unique_ptr<client::qmp::Channel> channel) {
     return agent_.serve(std::move(channel));
   };
-  asio::co_spawn(*loop_, serve_one_by_one(*qmp_server_, "a QMP client", serve_qemu),
-                 asio::detached);
+  asio::co_spawn(*loop_, serve_one_by_one(*qmp_server_, "a QMP client", serve_qemu), kUnawaited);
   asio::co_spawn(*loop_, serve_one_by_one(*agent_server_, "an agent's client", serve_agent),
-                 asio::detached);
+                 kUnawaited);
 }
 
 asio::awaitable<void> LiveQemu::serve_client(std::unique_ptr<client::qmp::Channel> channel) {

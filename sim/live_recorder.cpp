@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "client/say.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -44,7 +45,7 @@ LiveRecorder::LiveRecorder(asio::io_context& loop, Clock& clock, LiveQemu& qemu,
   qemu.client_came = [this] {
     recorder_.begin_session(fmt::format("session {}", recorder_.run().sessions.size() + 1),
                             RunRecorder::Detail::all);
-    asio::co_spawn(*loop_, watch_overlays(++session_), asio::detached);
+    asio::co_spawn(*loop_, watch_overlays(++session_), kUnawaited);
   };
   qemu.client_left = [this] { end(); };
 }

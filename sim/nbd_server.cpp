@@ -10,6 +10,7 @@
 
 #include "sim/nbd_protocol.hpp"
 #include "sim/stamp.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 
@@ -347,13 +348,13 @@ void NbdServer::listen(const std::string& path) {
       const std::shared_ptr<UnixServer> server = self->server_;
       while (server == self->server_) {
         UnixServer::Socket socket = co_await server->accept();
-        asio::co_spawn(self->executor_, self->serve(std::move(socket)), asio::detached);
+        asio::co_spawn(self->executor_, self->serve(std::move(socket)), kUnawaited);
       }
     } catch (const boost::system::system_error&) {
       // it listens no more
     }
   };
-  asio::co_spawn(executor_, accept_all(this), asio::detached);
+  asio::co_spawn(executor_, accept_all(this), kUnawaited);
 }
 
 void NbdServer::stop() {

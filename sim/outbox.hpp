@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "client/qmp/channel.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 
@@ -23,7 +24,7 @@ class Outbox : public std::enable_shared_from_this<Outbox> {
   void send(std::string line) {
     lines_.push_back(std::move(line));
     if (!std::exchange(sending_, true))
-      asio::co_spawn(executor_, work(shared_from_this()), asio::detached);
+      asio::co_spawn(executor_, work(shared_from_this()), kUnawaited);
   }
 
  private:

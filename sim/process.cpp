@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "sim/unawaited.hpp"
+
 namespace nbdelta::sim {
 
 void Parked::resume(boost::system::error_code error) {
@@ -38,7 +40,7 @@ void Process::spawn(asio::awaitable<void> coroutine) {
   ++running_;
   asio::co_spawn(*loop_, std::move(coroutine), [this](const std::exception_ptr& error) {
     --running_;
-    if (error && !failure_)
+    if (!failure_ && is_failure(error))
       failure_ = error;
   });
 }

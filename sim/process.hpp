@@ -64,7 +64,8 @@ class Process {
   void spend(Clock::Duration duration);
   const std::exception_ptr& failure() const { return failure_; }
 
-  /// Runs what can run now, unless it is stopped; returns whether there was anything.
+  /// Runs what can run now, unless it is stopped; returns whether there was anything. Throws what
+  /// leaves a coroutine that nobody awaits.
   bool run();
 
   bool alive() const { return alive_; }
@@ -76,6 +77,7 @@ class Process {
   /// SIGSTOP, from its next wait on, and SIGCONT.
   void stop() { stopped_ = true; }
   void go_on() { stopped_ = false; }
+  bool stopped() const { return stopped_; }
 
   /// Until `parked` is resumed, or this is cancelled: returns with what.
   asio::awaitable<boost::system::error_code> park(std::shared_ptr<Parked> parked);

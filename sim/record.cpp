@@ -116,6 +116,8 @@ void Replay::run(const std::string& path) {
       fail(EINVAL, "{}:{}: {}", path, number, error.what());
     }
   }
+  if (in.bad())
+    fail(EIO, "{}: cannot be read", path);
 }
 
 void Replay::take(std::string_view line) {

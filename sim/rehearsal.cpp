@@ -25,7 +25,7 @@ Rehearsal::Rehearsal(const Scenario& scenario, std::uint64_t seed)
       qemu_(qemu_process_.executor(), qemu_process_.clock(), store_, seed),
       agent_(qemu_process_.executor(), qemu_process_.clock()) {
   if (scenario_.qemu.version == "10.0")
-    qemu_.version() = {10, 0, 7};
+    qemu_.version() = kQemu10;
   create_disks();
   guest_.emplace(qemu_process_.executor(), qemu_process_.clock(), *disks_, scenario_.guest,
                  random_.next());
@@ -190,10 +190,15 @@ std::uint64_t Rehearsal::overlay_bytes() const {
 
 bool Rehearsal::run_once() {
   bool ran = nbdelta_ && nbdelta_->run();
+  const auto run = [&ran](Process& process) {
+    ran |= process.run();
+    if (process.failure())  // all errors that may happen end where they are met
+      std::rethrow_exception(process.failure());
+  };
   for (const auto& guardian : guardians_)
-    ran |= guardian->run();
+    run(*guardian);
   std::erase_if(guardians_, [](const auto& guardian) { return guardian->ended(); });
-  ran |= qemu_process_.run();
+  run(qemu_process_);
   if (nbdelta_ && nbdelta_->doomed())
     nbdelta_->kill();
   store_.now =

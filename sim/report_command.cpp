@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <filesystem>
 #include <memory>
 #include <span>
@@ -25,6 +26,20 @@ struct Options {
   std::size_t details = 6;
 };
 
+/// Those of an earlier report, which had more sessions.
+void remove_stale_pictures(const std::string& folder, const std::vector<ReportFile>& files) {
+  std::vector<std::filesystem::path> stale;
+  for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    if (is_picture_of_report(name) &&
+        std::none_of(files.begin(), files.end(),
+                     [&](const ReportFile& each) { return each.name == name; }))
+      stale.push_back(entry.path());
+  }
+  for (const std::filesystem::path& each : stale)
+    std::filesystem::remove(each);
+}
+
 int report(const Options& options) {
   std::vector<Run> runs;
   for (const std::string& file : options.files)
@@ -38,6 +53,7 @@ int report(const Options& options) {
     const File out = File::open(options.folder + "/" + each.name, O_RDWR | O_CREAT | O_TRUNC);
     out.write_at(std::as_bytes(std::span(each.text)), 0);
   }
+  remove_stale_pictures(options.folder, files);
   fmt::print("{}/{}\n", options.folder, files.front().name);
   return client::kDone;
 }

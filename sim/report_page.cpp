@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <optional>
+#include <regex>
 #include <utility>
 
 #include "base/error.hpp"
@@ -299,6 +300,11 @@ class Page {
 };
 
 }  // namespace
+
+bool is_picture_of_report(const std::string& file) {
+  static const std::regex kNames(R"((windows|budget|faults|session-[0-9]+(-window)?)\.svg)");
+  return std::regex_match(file, kNames);
+}
 
 std::vector<ReportFile> make_report(const std::vector<Run>& runs, std::size_t details) {
   return Page(runs, details).make();

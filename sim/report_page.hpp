@@ -19,4 +19,7 @@ struct ReportFile {
 /// is no session, and where gnuplot fails.
 std::vector<ReportFile> make_report(const std::vector<Run>& runs, std::size_t details);
 
+/// Whether a picture of some report is called so.
+bool is_picture_of_report(const std::string& file);
+
 }  // namespace nbdelta::sim

@@ -17,6 +17,7 @@
 #include "sim/check.hpp"
 #include "sim/live_qemu.hpp"
 #include "sim/live_recorder.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -55,7 +56,7 @@ class LiveGuest {
       } catch (const Error& failure) {
         say("nbdelta-sim: the guest is paused: {}\n", failure.what());
       }
-      asio::co_spawn(*loop_, resume_later(), asio::detached);
+      asio::co_spawn(*loop_, resume_later(), kUnawaited);
     };
   }
 
@@ -151,7 +152,7 @@ constexpr const char* kRunFooter = R"(Example:
   nbdelta-sim check --dir /tmp/guest /backup/vm1
 
 SIGTERM ends the guest as QEMU's end does; SIGKILL is a crash. Run again, it goes on with the images
-in the folder.)";
+in the folder; 'nbdelta recover --offline IMAGE' comes first where an overlay lies over one.)";
 
 constexpr const char* kCheckFooter = R"(Example:
   nbdelta-sim check --dir /tmp/guest /backup/vm1 vda=/tmp/guest/vda.qcow2

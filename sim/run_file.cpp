@@ -16,6 +16,7 @@
 #include "base/file.hpp"
 #include "qapi/fields.hpp"
 #include "sim/json_place.hpp"
+#include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -23,7 +24,7 @@ namespace {
 namespace json = boost::json;
 namespace repository = client::repository;
 
-constexpr std::uintmax_t kLongestFile = std::uintmax_t{1} << 30;
+constexpr std::uint64_t kLongestFile = std::uint64_t{1} << 30;
 constexpr std::int64_t kLongestRun = std::int64_t{1} << 53;  // microseconds: what a double can hold
 
 json::value parse_json(std::string_view text, const std::string& file) {
@@ -166,14 +167,7 @@ Run parse_run(std::string_view text, const std::string& file) {
 }
 
 Run read_run(const std::string& file) {
-  std::ifstream in(file, std::ios::binary);
-  if (!in)
-    fail_errno("{}: cannot be opened", file);
-  std::error_code error;
-  if (std::filesystem::file_size(file, error) > kLongestFile && !error)
-    fail(EFBIG, "{}: is longer than 1 GiB", file);
-  const std::string text{std::istreambuf_iterator<char>(in), {}};
-  return parse_run(text, file);
+  return parse_run(read_text_file(file, kLongestFile), file);
 }
 
 void write_run(const std::string& file, const Run& run) {

@@ -5,26 +5,12 @@
 #include <utility>
 
 #include "qapi/agent_commands.hpp"
-#include "qapi/snapshot_commands.hpp"
+#include "sim/transaction.hpp"
 
 namespace nbdelta::sim {
 namespace {
 
-namespace json = qapi::json;
-
 constexpr std::size_t kMostCommands = 20'000;  // queries beyond are not kept
-
-std::uint64_t snapshots_in(const qapi::Command& command) {
-  const json::value* actions = command.arguments.if_contains("actions");
-  if (command.name != qapi::Transaction::kName || actions == nullptr || !actions->is_array())
-    return 0;
-  std::uint64_t count = 0;
-  for (const json::value& action : actions->get_array())
-    if (const json::object* object = action.if_object())
-      if (const json::value* type = object->if_contains("type"))
-        count += type->is_string() && type->get_string() == qapi::BlockdevSnapshot::kName ? 1U : 0U;
-  return count;
-}
 
 }  // namespace
 
@@ -85,7 +71,7 @@ void RunRecorder::drop_session() {
 void RunRecorder::arrived(std::string_view to, const qapi::Command& command) {
   if (!session_)
     return;
-  const std::uint64_t snapshots = snapshots_in(command);
+  const std::int64_t snapshots = snapshots_in(command);
   const bool makes_window = snapshots != 0 ||
                             command.name == qapi::agent::GuestFsfreezeFreeze::kName ||
                             command.name == qapi::agent::GuestFsfreezeFreezeList::kName ||
@@ -101,7 +87,7 @@ void RunRecorder::arrived(std::string_view to, const qapi::Command& command) {
   added.name = command.name;
   added.start_us = us(now_());
   if (snapshots != 0)
-    added.snapshots = snapshots;
+    added.snapshots = static_cast<std::uint64_t>(snapshots);
 }
 
 void RunRecorder::answered(std::string_view to, const std::string& error) {

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "sim/plot_parts.hpp"
@@ -40,8 +41,8 @@ class Timeline {
       picture.height += kGap + panel.height;
     picture.script += fmt::format(
         "set multiplot\nset lmargin at screen 0.19\nset rmargin at screen 0.965\n"
-        "set xrange [0:{:.6g}]\nset format x ''\n",
-        span_);
+        "set xrange [0:{:.6g}]\nset xtics {}\nset format x ''\n",
+        span_, few_tics(span_));
     unsigned top = 0;
     for (const Panel& panel : panels_) {
       top += kGap;
@@ -142,23 +143,37 @@ class Timeline {
   }
 
   void latency() {
+    constexpr double kLeast = 0.001;  // is drawn
     std::string data;
-    for (const RunLatency& each : session_->latency)
+    double longest = kLeast;
+    for (const RunLatency& each : session_->latency) {
+      longest = std::max(longest, milliseconds(each.longest_us));
       data += fmt::format("{:.6g} {:.6g} {:.6g}\n", at(each.start_us),
-                          std::max(milliseconds(each.longest_us), 0.001),
-                          std::max(milliseconds(each.mean_us), 0.001));
+                          std::max(milliseconds(each.longest_us), kLeast),
+                          std::max(milliseconds(each.mean_us), kLeast));
+    }
     std::string script = "unset ytics\nset ytics autofreq nomirror scale 1\n" +
                          title(kPanel, "Requests, ms: longest (bars), mean (line)");
     script += fmt::format(
         "$latency << EOD\n{0}EOD\n"
         "set logscale y\nset yrange [0.0005:*]\n"
-        "set ytics ('0.001' 0.001, '0.01' 0.01, '0.1' 0.1, '1' 1, '10' 10, '100' 100, '1 000' 1e3, "
-        "'10 000' 1e4, '100 000' 1e5)\n"
+        "set ytics ({3})\n"
         "plot $latency using 1:2 with impulses lw 2 lc rgb '{1}' notitle, "
         "$latency using 1:3 with lines lw 1.5 lc rgb '{2}' notitle\n"
         "unset logscale y\n",
-        data, colour::kAgent, colour::kInk);
+        data, colour::kAgent, colour::kInk, powers_of_ten(longest));
     panels_.push_back({kPanel, std::move(script)});
+  }
+
+  /// From 0.001 to `highest`: as many as there is room for.
+  static std::string powers_of_ten(double highest) {
+    constexpr int kMost = 5;
+    const int last = std::max(static_cast<int>(std::ceil(std::log10(highest))), 0);
+    const int step = (last + 3 + kMost - 1) / kMost;
+    std::string tics;
+    for (int power = -3; power <= last; power += step)
+      tics += fmt::format("{0}'{1:g}' {1:g}", tics.empty() ? "" : ", ", std::pow(10, power));
+    return tics;
   }
 
   static std::string from_zero(double highest) {

@@ -5,13 +5,11 @@
 
 #include <algorithm>
 #include <boost/json/stream_parser.hpp>
-#include <cstring>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 #include <set>
 
 #include "sim/json_entry.hpp"
+#include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -22,6 +20,7 @@ namespace json = boost::json;
 constexpr std::uint64_t kLargestDisk = std::uint64_t{1} << 40;
 constexpr std::size_t kMostDisks = 64;
 constexpr std::size_t kLongestFile = std::size_t{1} << 20;
+constexpr std::size_t kLongestTrace = std::size_t{1} << 30;
 
 QemuSetup read_qemu(const JsonEntry& entry) {
   QemuSetup qemu;
@@ -108,14 +107,6 @@ AgentSetup read_agent(const JsonEntry& entry, GuestSetup& guest) {
   return agent;
 }
 
-std::string text_of(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::string text{std::istreambuf_iterator<char>(file), {}};
-  if (!file)
-    fail(ENOENT, "{}: cannot be read: {}", path, std::strerror(errno));
-  return text;
-}
-
 /// The actions of one of the trace's files.
 std::vector<TraceEntry> read_trace(const JsonEntry& entry, const std::string& scenario) {
   std::string path;
@@ -123,7 +114,7 @@ std::vector<TraceEntry> read_trace(const JsonEntry& entry, const std::string& sc
   path = (std::filesystem::path(scenario).parent_path() / path).string();
   Trace trace;
   try {
-    trace = parse_iolog(text_of(path), path);
+    trace = parse_iolog(read_text_file(path, kLongestTrace), path);
   } catch (const Error& error) {
     entry.member("trace").refuse("{}", error.what());
   }
@@ -256,6 +247,8 @@ Scenario parse_scenario(std::string_view text, const std::string& file) {
          : parser.done() ? "something follows it"
                          : "it ends too early");
   }
+  if (const auto repeated = repeated_key(text))
+    source.refuse(*repeated, "there are two members of this name: expected one");
   const json::value value = parser.release();
   const JsonEntry top(source, value, "");
   top.check_keys({"qemu", "disks", "page-cache", "storage", "agent", "loads", "duration", "seed"},
@@ -272,14 +265,15 @@ Scenario parse_scenario(std::string_view text, const std::string& file) {
     for (const JsonEntry& each : e.elements())
       read_load(each, scenario, file);
   });
-  optional(top, "duration",
-           [&](const JsonEntry& e) { e.get_time(scenario.duration, "1 s", "24 h"); });
+  optional(top, "duration", [&](const JsonEntry& e) {
+    e.get_time(scenario.duration, Scenario::kShortestDuration, Scenario::kLongestDuration);
+  });
   optional(top, "seed", [&](const JsonEntry& e) { e.get_count(scenario.seed, 0, UINT64_MAX); });
   return scenario;
 }
 
 Scenario read_scenario(const std::string& file) {
-  return parse_scenario(text_of(file), file);
+  return parse_scenario(read_text_file(file, kLongestFile), file);
 }
 
 }  // namespace nbdelta::sim

@@ -37,12 +37,15 @@ struct AgentSetup {
 
 /// A guest and what it does, as a person writes it down (docs/simulator.md).
 struct Scenario {
+  static constexpr std::string_view kShortestDuration = "1 s";
+  static constexpr std::string_view kLongestDuration = "24 h";
+
   std::string name;  // of the file, without its ending
   QemuSetup qemu;
   std::vector<ScenarioDisk> disks;
   AgentSetup agent;
   GuestSetup guest;
-  Clock::Duration duration = std::chrono::seconds(60);
+  Clock::Duration duration = std::chrono::seconds(60);  // between two backups
   std::uint64_t seed = 1;
 };
 

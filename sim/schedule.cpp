@@ -79,6 +79,13 @@ void draw_stops(Schedule& schedule) {
           {.kind = FaultKind::stop_nbdelta, .step = static_cast<std::uint32_t>(random.below(160))});
 }
 
+/// Likewise. `begin` knows no --direct.
+void draw_direct(Schedule& schedule) {
+  Random random(schedule.seed ^ 0xd14ec7);
+  for (SessionSetup& session : schedule.sessions)
+    session.direct = random.chance(20) && !session.external;
+}
+
 }  // namespace
 
 Schedule Schedule::of_seed(std::uint64_t seed) {
@@ -119,6 +126,7 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
   draw_load(schedule);
   draw_later_faults(schedule);
   draw_stops(schedule);
+  draw_direct(schedule);
   return schedule;
 }
 
@@ -135,10 +143,11 @@ std::string Schedule::text() const {
                         disk.has_backing ? ", over a backing file" : "",
                         disk.by_drive ? ", by -drive" : "");
   for (const SessionSetup& session : sessions) {
-    text += fmt::format("  session: {} writes before{}{}{}{}\n", session.writes_before,
-                        session.full ? ", --full" : "", session.external ? ", begin and end" : "",
-                        session.fails ? " --failure" : "",
-                        session.recover_after ? ", then recover" : "");
+    text +=
+        fmt::format("  session: {} writes before{}{}{}{}{}\n", session.writes_before,
+                    session.full ? ", --full" : "", session.direct ? ", --direct" : "",
+                    session.external ? ", begin and end" : "", session.fails ? " --failure" : "",
+                    session.recover_after ? ", then recover" : "");
     for (const Fault& fault : session.faults)
       text += fmt::format("    from step {} on: {}\n", fault.step, name_of(fault.kind));
   }

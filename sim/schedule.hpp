@@ -62,6 +62,7 @@ struct SessionSetup {
   bool full = false;
   bool external = false;  // begin, a copy, end
   bool fails = false;     // of an external one: end --failure
+  bool direct = false;    // --direct: no nbdkit where there need not be one
   std::vector<Fault> faults;
   bool recover_after = false;  // else the next backup puts things right
   std::uint32_t writes_before = 8;

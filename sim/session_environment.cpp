@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <filesystem>
 #include <utility>
 
@@ -10,6 +9,7 @@
 #include "client/backup/guardian.hpp"
 #include "client/backup/names.hpp"
 #include "sim/pipe.hpp"
+#include "sim/session_files.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -19,143 +19,6 @@ namespace backup = client::backup;
 namespace qmp = client::qmp;
 
 constexpr Clock::Duration kStart = 30ms;  // of nbdkit
-
-/// Errors come as a real process's do: nothing that a killed one does has an effect any more.
-class SimFiles final : public backup::Files {
- public:
-  SimFiles(Host& host, Process& process) : host_(&host), process_(&process) {}
-
-  void create_overlay(const std::string& path, std::uint64_t disk_size, const std::string& backing,
-                      image::Format backing_format) override {
-    change("create " + path);
-    if (exists(path))
-      fail(EEXIST, "{}: exists", path);
-    MemoryImage& image = store().create_image(path, "qcow2", disk_size / MemoryImage::kGranule);
-    image.set_backing({backing, backing_format == image::Format::raw ? "raw" : "qcow2"});
-    done("created " + path);
-  }
-
-  bool overlay_is_empty(const std::string& path) override {
-    look();
-    const MemoryImage* image = store().image(path);
-    return image != nullptr && image->is_empty();
-  }
-
-  std::optional<std::string> backing_of(const std::string& path) override {
-    look();
-    const MemoryImage* image = store().image(path);
-    if (image == nullptr || !image->backing())
-      return std::nullopt;
-    return image->backing()->path;
-  }
-
-  void check_readable(const std::string& path) override {
-    look();
-    if (!exists(path))
-      fail(ENOENT, "{}: No such file or directory", path);
-  }
-  void check_unused(const std::string& path) override {
-    check_readable(path);
-    const MemoryImage* image = store().image(path);
-    if (image != nullptr && (image->writer || image->readers != 0))
-      fail(EAGAIN, "{}: another process has it open", path);
-  }
-  void sync(const std::string& path) override { change("sync " + path); }
-  std::uint64_t allocated(const std::string& path) override {
-    check_readable(path);
-    const MemoryImage* image = store().image(path);
-    return image == nullptr ? 0 : image->allocated();
-  }
-  std::int64_t modified(const std::string& path) override {
-    check_readable(path);
-    const MemoryImage* image = store().image(path);
-    return image == nullptr ? store().now : image->modified;
-  }
-  bool exists(const std::string& path) override {
-    look();
-    return store().files().count(path) != 0 || store().folders().count(path) != 0;
-  }
-  std::optional<std::string> read_text(const std::string& path) override {
-    look();
-    const auto found = store().files().find(path);
-    if (found == store().files().end())
-      return std::nullopt;
-    return found->second.text;
-  }
-  void write_text(const std::string& path, const std::string& text) override {
-    change("write " + path);
-    if (path.starts_with("/repo/") && host_->strike({FaultKind::repository_full}))
-      fail(ENOSPC, "{}: No space left on device", path);
-    store().files()[path].text = text;
-    done("wrote " + path);
-  }
-  std::vector<std::string> list(const std::string& folder) override {
-    look();
-    std::set<std::string> names;
-    const auto add = [&](const std::string& path) {
-      if (path.size() > folder.size() + 1 && path.starts_with(folder + "/")) {
-        const std::string rest = path.substr(folder.size() + 1);
-        names.insert(rest.substr(0, rest.find('/')));
-      }
-    };
-    for (const auto& [path, file] : store().files())
-      add(path);
-    for (const std::string& each : store().folders())
-      add(each);
-    return {names.begin(), names.end()};
-  }
-  void make_folder(const std::string& path) override {
-    change("make " + path);
-    store().folders().insert(path);
-  }
-  void remove_folder(const std::string& path) override {
-    change("remove " + path);
-    std::erase_if(store().files(),
-                  [&](const auto& file) { return file.first.starts_with(path + "/"); });
-    store().folders().erase(path);
-    done("removed " + path);
-  }
-  void remove(const std::string& path) override {
-    if (!exists(path))
-      return;
-    change("remove " + path);
-    store().files().erase(path);
-    host_->removed(path);
-    done("removed " + path);
-  }
-  std::string canonical(const std::string& path) override { return path; }
-  std::uint64_t free_space(const std::string& /*folder*/) override {
-    look();
-    return host_->free_space();
-  }
-  std::unique_ptr<backup::Lock> lock(const std::string& path) override {
-    change("lock " + path);
-    store().files()[path];
-    return std::make_unique<backup::Lock>();
-  }
-
- private:
-  Store& store() { return host_->store(); }
-  void look() const {
-    if (process_->doomed())
-      fail(EINTR, "killed");
-  }
-  /// Before a change: it may fail, or its process be killed.
-  void change(const std::string& what) {
-    done(what);
-    process_->spend(host_->costs().file_change);
-    if (host_->strike({FaultKind::file_error}))
-      fail(EIO, "{}: Input/output error", what);
-  }
-  void done(const std::string& what) {
-    look();
-    host_->step(what, process_);
-    look();
-  }
-
-  Host* host_;
-  Process* process_;
-};
 
 /// The chain below an image, as a plugin opens it.
 std::vector<std::string> chain_of(const Store& store, const std::string& path) {
@@ -249,13 +112,74 @@ class SimServer final : public backup::Server {
   Plugin* plugin_;
 };
 
+constexpr std::string_view kDirect = "direct://";
+
+/// No process: its URIs name the image, which the pull opens.
+class SimDirectServer final : public backup::Server {
+ public:
+  explicit SimDirectServer(std::string image) : image_(std::move(image)) {}
+
+  bool running() override { return true; }
+  std::string uri(std::string_view export_name) const override {
+    return fmt::format("{}{}/{}", kDirect, image_, export_name);
+  }
+  void stop() override {}
+
+ private:
+  std::string image_;
+};
+
+/// As anybody opens an image to read it: with its locks, which end when it is killed.
+Plugin& open_image(Host& host, Plugin plugin) {
+  plugin.locked = chain_of(host.store(), plugin.image);
+  const std::string_view who = plugin.direct ? "pull" : "nbdkit";
+  for (const std::string& path : plugin.locked) {
+    const MemoryImage* image = host.store().image(path);
+    if (image == nullptr)
+      fail(ENOENT, "{}: {}: No such file or directory", who, path);
+    if (image->writer)
+      fail(EAGAIN, "{}: {}: another process has it open for writing", who, path);
+  }
+  for (const std::string& path : plugin.locked)
+    ++host.store().image(path)->readers;
+  host.plugins().push_back(std::move(plugin));
+  return host.plugins().back();
+}
+
+/// An image that a pull reads without a server, until it ends; where its process is killed, that
+/// closes it.
+class DirectImage {
+ public:
+  DirectImage(Host& host, Process& process, const std::string& uri)
+      : host_(&host), process_(&process) {
+    const std::string_view rest = std::string_view(uri).substr(kDirect.size());
+    Plugin plugin;
+    plugin.direct = true;
+    plugin.layer = true;  // where no other view is asked for
+    plugin.image = rest.substr(0, rest.rfind('/'));
+    plugin_ = &open_image(host, std::move(plugin));
+  }
+  DirectImage(const DirectImage&) = delete;
+  DirectImage& operator=(const DirectImage&) = delete;
+  ~DirectImage() {
+    if (!process_->doomed())
+      host_->kill_plugin(*plugin_);
+  }
+  Plugin& plugin() { return *plugin_; }
+
+ private:
+  Host* host_;
+  Process* process_;
+  Plugin* plugin_;
+};
+
 class SimEnvironment final : public backup::Environment {
  public:
   SimEnvironment(Host& host, Process& process)
-      : host_(&host), process_(&process), files_(host, process) {}
+      : host_(&host), process_(&process), files_(session_files(host, process)) {}
 
   Clock& clock() override { return process_->clock(); }
-  backup::Files& files() override { return files_; }
+  backup::Files& files() override { return *files_; }
   std::int64_t wall_clock() override { return host_->store().now; }
   std::uint64_t random() override { return host_->random().next(); }
 
@@ -295,33 +219,26 @@ class SimEnvironment final : public backup::Environment {
 
   asio::awaitable<std::unique_ptr<backup::Server>> serve(backup::ServeRequest request) override {
     live();
+    if (request.direct) {
+      invariant(request.map.empty(), "only nbdkit reads maps that QEMU exports");
+      co_return std::make_unique<SimDirectServer>(request.image);
+    }
     host_->step("start nbdkit", process_);
     co_await clock().wait(kStart);
     live();
     if (host_->strike({FaultKind::plugin_refuses}))
       fail(EIO, "nbdkit: it does not start");
-    Plugin plugin;
-    plugin.name = fmt::format("{}-{}", request.name, host_->plugins().size());
-    plugin.image = request.image;
-    plugin.outlives = request.lifetime == backup::Lifetime::ended;
-    plugin.locked = chain_of(host_->store(), request.image);
-    for (const std::string& path : plugin.locked) {
-      MemoryImage* image = host_->store().image(path);
-      if (image == nullptr)
-        fail(ENOENT, "nbdkit: {}: No such file or directory", path);
-      if (image->writer)
-        fail(EAGAIN, "nbdkit: {}: another process has it open for writing", path);
-    }
-    plugin.layer = true;  // where no other view is asked for
+    Plugin wanted;
+    wanted.name = fmt::format("{}-{}", request.name, host_->plugins().size());
+    wanted.image = request.image;
+    wanted.outlives = request.lifetime == backup::Lifetime::ended;
+    wanted.layer = request.map.empty();  // where no other view is asked for
     if (!request.map.empty()) {
       const std::string name = request.map.substr(std::string("nbd+unix:///").size());
-      plugin.changed = bits_of_export(name.substr(0, name.find('?')));
-      plugin.layer = false;
+      wanted.changed = bits_of_export(name.substr(0, name.find('?')));
     }
-    for (const std::string& path : plugin.locked)
-      ++host_->store().image(path)->readers;
-    host_->plugins().push_back(std::move(plugin));
-    auto server = std::make_unique<SimServer>(*host_, *process_, host_->plugins().back());
+    Plugin& plugin = open_image(*host_, std::move(wanted));
+    auto server = std::make_unique<SimServer>(*host_, *process_, plugin);
     host_->step("nbdkit serves", process_);
     live();
     co_return server;
@@ -333,7 +250,8 @@ class SimEnvironment final : public backup::Environment {
     unsigned ended = 0;
     for (Plugin& plugin : host_->plugins()) {
       const auto session = backup::session_of(plugin.name);
-      if (!plugin.alive || images.count(plugin.image) == 0 || !session || !is_ours(*session))
+      if (!plugin.alive || plugin.direct || images.count(plugin.image) == 0 || !session ||
+          !is_ours(*session))
         continue;
       host_->kill_plugin(plugin);
       ++ended;
@@ -341,12 +259,19 @@ class SimEnvironment final : public backup::Environment {
     return ended;
   }
 
+  void remove_temporary(const std::function<bool(const backup::SessionId&)>& /*is_ours*/) override {
+    live();  // plugins have no files here
+  }
+
   asio::awaitable<backup::PullResult> pull(backup::PullRequest request,
                                            client::pull::Counters& /*counters*/) override {
     live();
     Store& store = host_->store();
+    std::optional<DirectImage> direct;
+    if (request.uri.starts_with(kDirect))
+      direct.emplace(*host_, *process_, request.uri);
     store.files()[request.target].text = "unfinished";
-    Plugin* plugin = find_plugin(*host_, request.uri);
+    Plugin* plugin = direct ? &direct->plugin() : find_plugin(*host_, request.uri);
     if (plugin == nullptr)
       fail(ECONNREFUSED, "{}: no server", request.uri);
     backup::PullResult result;
@@ -365,7 +290,7 @@ class SimEnvironment final : public backup::Environment {
         if (host_->interrupted())
           fail(EINTR, "interrupted");
         copy_granule(store, *plugin, request.uri, target, granule);
-        host_->step("pulled", process_);
+        host_->step(direct ? "pulled directly" : "pulled", process_);
         live();
       }
       if (host_->strike({FaultKind::repository_full}))
@@ -472,7 +397,7 @@ class SimEnvironment final : public backup::Environment {
 
   Host* host_;
   Process* process_;
-  SimFiles files_;
+  std::unique_ptr<backup::Files> files_;
 };
 
 }  // namespace

@@ -21,11 +21,9 @@
 #include "sim/run_recorder.hpp"
 #include "sim/schedule.hpp"
 #include "sim/store.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
-
-/// Leaves a coroutine of a process that is about to be killed.
-struct Killed {};
 
 /// What a schedule showed to be wrong.
 class Violation : public std::runtime_error {
@@ -74,6 +72,8 @@ class World final : public Host {
 
  private:
   static constexpr const char* kFolder = "/repo/vm";
+  static constexpr Clock::Duration kLongestFreeze = std::chrono::seconds(60);
+  static constexpr Clock::Duration kLatestFreeze = std::chrono::seconds(25);  // of FaultKind
 
   /// The guest's way to its disks: what it writes is recorded.
   class GuestDisks final : public Disks {
@@ -129,8 +129,9 @@ class World final : public Host {
                       bool must_work);
   void run_until_ended(Process& process);
   void stop_nbdelta();
-  asio::awaitable<void> let_nbdelta_go_on();
+  asio::awaitable<void> let_nbdelta_go_on(std::uint64_t run);
   bool run_once();
+  void check_failure(const Process& process);
   void bury();
   void let_pass(Clock::Duration duration);
   void await_guardians();
@@ -180,11 +181,13 @@ class World final : public Host {
   std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   Clock::Time late_until_{};        // an answer of QEMU's
-  bool thaw_is_disturbed_ = false;  // for good: a late freeze may befall a later session
-  unsigned stops_ = 0;              // of nbdelta
+  bool thaw_is_disturbed_ = false;  // until the guest is thawed, and no freeze is on its way
+  /// The session lost QEMU in its window: a guard of an earlier one may have waited for its turn.
+  bool others_may_connect_ = false;
+  bool journal_is_in_doubt_ = false;  // a file could not be written
+  unsigned stops_ = 0;  // of nbdelta, and its deaths in a commit's last step: nobody else comes
   unsigned starts_ = 0;
-  bool qemu_died_ = false;  // since the last restore point
-  bool restarted_ = false;
+  std::uint64_t runs_ = 0;  // of nbdelta: which one it is
 
   std::optional<std::string> violation_;  // the first
   DiskContents contents_;

@@ -30,6 +30,14 @@ struct Release {
   void fields(Visitor& /*visit*/) {}
 };
 
+/// The job is to be ended now. Answered when that is done.
+struct TakeOver {
+  static constexpr std::string_view kName = "take-over";
+  using Result = qapi::Nothing;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
 /// The session's next command; nothing where it has died. One that says nothing is killed. Its
 /// silence is counted in turns of ours: where both of us are stopped together, or get no processor,
 /// it has as many left as before.
@@ -43,6 +51,13 @@ asio::awaitable<std::optional<std::string>> next_sign(qmp::LineReader& lines, Cl
   }
   kill_session();
   co_return co_await lines.next();  // until it is dead indeed
+}
+
+asio::awaitable<void> answer(qmp::Channel& session, std::string line) {
+  try {
+    co_await session.send(std::move(line));
+  } catch (const qmp::ChannelLost&) {  // it has died, which the next line says
+  }
 }
 
 /// What forwards QEMU's channel takes connections when QEMU has gone, and closes them.
@@ -65,7 +80,19 @@ asio::awaitable<void> end_watched(Environment& environment, const CommitWatch& w
 }  // namespace
 
 asio::awaitable<void> CommitGuard::during(asio::awaitable<void> operation) {
-  co_await either(std::move(operation), give_signs());
+  std::exception_ptr lost;
+  try {
+    co_await either(std::move(operation), give_signs());
+  } catch (const qmp::ChannelLost&) {
+    lost = std::current_exception();
+  }
+  if (!lost)
+    co_return;
+  try {
+    co_await client_.call(TakeOver{}, kStart);
+  } catch (const Error&) {  // it has died, or does not reach QEMU either
+  }
+  std::rethrow_exception(lost);
 }
 
 /// Until it is cancelled.
@@ -90,7 +117,8 @@ asio::awaitable<void> guard_commit(Environment& environment, std::unique_ptr<qmp
                                    std::function<void()> kill_session) {
   qmp::LineReader lines(*session);
   CommitWatch watch;
-  while (true) {
+  std::string done_for_it;  // the answer to a session that waits for the job's end
+  while (done_for_it.empty()) {
     std::optional<std::string> line;
     if (watch.job.empty())  // nothing waits for the session yet
       line = co_await lines.next();
@@ -103,10 +131,10 @@ asio::awaitable<void> guard_commit(Environment& environment, std::unique_ptr<qmp
       watch = qapi::arguments_of<CommitWatch>(command);
     const qapi::Return done{.value = qapi::to_json(qapi::Nothing{}), .id = command.id};
     std::string reply = qapi::to_line(done) + "\n";
-    try {
-      co_await session->send(std::move(reply));
-    } catch (const qmp::ChannelLost&) {  // seen at the next line
-    }
+    if (command.name == TakeOver::kName)
+      done_for_it = std::move(reply);
+    else
+      co_await answer(*session, std::move(reply));
     if (command.name == Release::kName)
       co_return;
   }
@@ -114,6 +142,8 @@ asio::awaitable<void> guard_commit(Environment& environment, std::unique_ptr<qmp
   while (!watch.job.empty()) {
     try {
       co_await end_watched(environment, watch);
+      if (!done_for_it.empty())
+        co_await answer(*session, std::move(done_for_it));
       co_return;
     } catch (const Error& error) {
       const int why = error.error_number();

@@ -42,6 +42,8 @@ class CommitGuard {
   }
   /// Runs `operation`, and gives signs of life meanwhile. Throws what it throws. They say that this
   /// process runs, however long QEMU needs for an answer; the operation's own deadlines end it.
+  /// Where the operation loses QEMU's connection, the guard ends the job first, if it can within
+  /// kStart: whoever connects again has the only connection, and may be stopped with it.
   asio::awaitable<void> during(asio::awaitable<void> operation);
   /// The guest's writes do not wait any more. Without this, the job is ended when this object has
   /// gone.

@@ -42,6 +42,10 @@ class Files {
   virtual std::optional<std::string> backing_of(const std::string& path) = 0;
   /// Throws Error where the image cannot be opened for reading.
   virtual void check_readable(const std::string& path) = 0;
+  /// Throws Error where a plugin with the same `backing` could not open the image for reading, or
+  /// anything that it needs: what is below it, its external data file. QEMU may write to it.
+  virtual void check_servable(const std::string& path, image::Format format,
+                              const std::vector<std::string>& backing) = 0;
   /// Throws Error where QEMU, or anybody who takes part in its image locking, has the image open.
   virtual void check_unused(const std::string& path) = 0;
   /// Returns when what was written to the file is durable.
@@ -50,6 +54,9 @@ class Files {
   virtual std::uint64_t allocated(const std::string& path) = 0;
   /// When it was last written to: seconds since 1970; 0 where that cannot be told (block devices).
   virtual std::int64_t modified(const std::string& path) = 0;
+  /// The same of the image that an overlay lies over, or its external data file's where that is
+  /// later.
+  virtual std::int64_t modified_below(const std::string& overlay) = 0;
 
   virtual bool exists(const std::string& path) = 0;
   /// Nothing where there is no such file.
@@ -143,6 +150,8 @@ class Environment {
   /// locks); returns how many when they have ended.
   virtual unsigned end_servers(const std::set<std::string>& images,
                                const std::function<bool(const SessionId&)>& is_ours) = 0;
+  /// Removes what sessions that have died left in the folder of temporary files.
+  virtual void remove_temporary(const std::function<bool(const SessionId&)>& is_ours) = 0;
   /// The target is complete and synced on return; it is gone where this throws.
   virtual asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) = 0;
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is

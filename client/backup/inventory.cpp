@@ -60,16 +60,38 @@ bool is_automatic(std::string_view node_name) {
   return node_name.starts_with('#');
 }
 
+/// What QEMU tells of qcow2 images only; empty for others, and where it does not tell it.
+std::string qcow2_detail(const ImageInfo& image, std::string_view name) {
+  if (image.format != "qcow2" || !image.format_specific || !image.format_specific->is_object())
+    return {};
+  const json::value* data = image.format_specific->get_object().if_contains("data");
+  const json::value* detail =
+      data != nullptr && data->is_object() ? data->get_object().if_contains(name) : nullptr;
+  return detail != nullptr && detail->is_string() ? std::string(detail->get_string())
+                                                  : std::string();
+}
+
 /// Version 2 of qcow2 ("compat": "0.10") has no bitmaps extension.
 bool can_keep_bitmaps(const ImageInfo& image) {
-  if (image.format != "qcow2" || !image.format_specific)
-    return false;
-  const auto* data = image.format_specific->is_object()
-                         ? image.format_specific->get_object().if_contains("data")
-                         : nullptr;
-  const auto* compat =
-      data != nullptr && data->is_object() ? data->get_object().if_contains("compat") : nullptr;
-  return compat != nullptr && *compat != "0.10";
+  const std::string compat = qcow2_detail(image, "compat");
+  return !compat.empty() && compat != "0.10";
+}
+
+/// Adds an image's external data file to what is behind the base; returns as take_base() does.
+std::string take_data_file(GuestDisk& disk, const ImageInfo& image,
+                           const std::vector<NodeInfo>& nodes) {
+  const std::string file = qcow2_detail(image, "data-file");
+  if (file.empty())
+    return {};
+  if (!file.starts_with('/'))
+    return fmt::format("the external data file of {} has a relative path ({})", image.filename,
+                       file);
+  if (std::none_of(nodes.begin(), nodes.end(),
+                   [&](const NodeInfo& node) { return node.image.filename == file; }))
+    return fmt::format("{} names the external data file {}, and QEMU uses another", image.filename,
+                       file);
+  disk.behind_base.push_back(file);
+  return {};
 }
 
 std::string name_of(const qapi::DeviceInfo& device, const GuestDisk& disk) {
@@ -144,14 +166,17 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     disk.direct = top.cache && top.cache->direct;
     std::string reason;
     bool on_top = true;
+    bool directly_below = true;  // of the base
     for (const ImageInfo& image : images_of(top)) {
       const std::string path = path_of(image);
       const std::string local = to_local(path);
       if (!disk.base_local.empty()) {
         const NodeInfo* below = find_node(nodes, image);
-        if (disk.below_base.empty() && below != nullptr)
+        if (std::exchange(directly_below, false) && below != nullptr)
           disk.backing_node = *below->node_name;
-        disk.below_base.push_back(local);
+        disk.behind_base.push_back(path);
+        if (reason.empty())
+          reason = take_data_file(disk, image, nodes);
         continue;
       }
       const NodeInfo* node = std::exchange(on_top, false) ? &top : find_node(nodes, image);
@@ -167,6 +192,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
       disk.base_file_node = find_file_node(nodes, image);
       if (reason.empty())
         reason = take_base(disk, image, node);
+      if (reason.empty())
+        reason = take_data_file(disk, image, nodes);
     }
     if (disk.base_node.empty() && reason.empty())
       reason = "what is below our overlay is not open";

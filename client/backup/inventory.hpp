@@ -41,7 +41,7 @@ struct GuestDisk {
   std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;
   std::string backing_node;               // the next below the base; empty: none
-  std::vector<std::string> below_base;    // local paths of its backing chain
+  std::vector<std::string> behind_base;   // QEMU's paths: its backing chain, external data files
   bool can_keep_bitmaps = false;          // qcow2, version 3
   bool direct = false;                    // cache.direct
   std::vector<qapi::BitmapInfo> bitmaps;  // of the base

@@ -130,15 +130,16 @@ asio::awaitable<void> stop_guest(qmp::Client& qmp, std::string job) {
   co_await wait_until(qmp, job, "ready", kHurry, kHurry);  // it has paused meanwhile
 }
 
-/// Somebody else may have let it go on, or have it go on who had stopped it.
+/// Throws Error where the guest runs: somebody else may have let it go on since it was stopped, or
+/// since it was seen to stand.
 asio::awaitable<void> must_stand(qmp::Client& qmp) {
   const qapi::RunState state = co_await qmp.call(qapi::QueryStatus{}, kHurry);
   if (state.running)
     fail(ECANCELED, "somebody else has let the guest go on, which stands while a commit moves it");
 }
 
-/// From READY on, until the guest's writes do not wait any more, or it has been stopped. Throws
-/// Error; what is left is to be ended then.
+/// From READY on, until the job has moved the guest. Throws Error where it has not; what is left is
+/// to be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
   if (commit.stops_guest)
     co_await stop_guest(qmp, commit.job);
@@ -148,20 +149,33 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
     co_await must_stand(qmp);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
-  const qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
-  if (info.status == "concluded")
-    co_return;
-  if (!broken("mark-after-finalize"))
-    mark_committed(files, commit.overlay_local);  // the guest's writes wait
-  if (commit.stops_guest)
-    co_await must_stand(qmp);
-  const qapi::JobFinalize job_finalize{.id = commit.job};
-  co_await qmp.call(job_finalize, kHurry);
-  if (commit.stops_guest)
-    co_await wait_until(qmp, commit.job, "concluded", kCompletion, kHurry);
+  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
+  if (info.status == "pending") {
+    if (!broken("mark-after-finalize"))
+      mark_committed(files, commit.overlay_local);  // the guest's writes wait
+    if (commit.stops_guest)
+      co_await must_stand(qmp);
+    const qapi::JobFinalize job_finalize{.id = commit.job};
+    co_await qmp.call(job_finalize, kHurry);
+    info = co_await wait_until(qmp, commit.job, "concluded", kCompletion,
+                               commit.stops_guest ? kHurry : kAnswer);
+  }
+  if (info.error)
+    fail(EIO, "the commit failed: {}", *info.error);
 }
 
-/// The same, and the guest goes on; where it fails, with `failure`, the job has been ended.
+/// Ends a job that has failed, and only then lets a guest go on that stands: it writes to the
+/// overlay again.
+asio::awaitable<void> let_guest_go_on(qmp::Client& qmp, Files& files, ActiveCommit commit,
+                                      bool failed) {
+  if (failed)
+    co_await end_active(qmp, files, commit.job, commit.overlay_local);
+  if (commit.stops_guest && !broken("guest-left-standing"))
+    co_await resume_guest(qmp, is_of(commit.job));
+}
+
+/// The same as move_guest(), and the guest goes on; where it fails, with `failure`, the job has
+/// been ended.
 asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCommit commit,
                                         std::exception_ptr& failure) {
   try {
@@ -171,10 +185,17 @@ asio::awaitable<void> move_guest_or_end(qmp::Client& qmp, Files& files, ActiveCo
   } catch (const Error&) {
     failure = std::current_exception();
   }
-  if (failure)
-    co_await end_active(qmp, files, commit.job, commit.overlay_local);
-  if (commit.stops_guest && !broken("guest-left-standing"))
-    co_await resume_guest(qmp, is_of(commit.job));
+  const bool failed = failure != nullptr;
+  bool refused = false;
+  try {
+    co_await let_guest_go_on(qmp, files, commit, failed);
+  } catch (const qmp::ChannelLost&) {
+    throw;
+  } catch (const Error&) {
+    refused = true;
+  }
+  if (refused)  // nobody else can, while QEMU serves us
+    co_await let_guest_go_on(qmp, files, commit, failed);
 }
 
 /// From READY to the end, with a guard over the step in which the guest's writes wait.
@@ -195,9 +216,6 @@ asio::awaitable<void> complete(qmp::Client& qmp, Environment& environment, Activ
   co_await guard.release();
   if (failure)
     std::rethrow_exception(failure);
-  const qapi::JobInfo info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
-  if (info.error)
-    fail(EIO, "the commit failed: {}", *info.error);
 }
 
 /// Returns whether it got ready.

@@ -66,6 +66,7 @@ struct Journal {
   std::string point;  // the restore point's folder
   std::vector<JournalDisk> disks;
   bool nbd_server = false;                       // QEMU's was started for us
+  std::optional<bool> may_be_frozen;             // the guest: no thaw of this session's was seen
   std::optional<repository::Manifest> manifest;  // of an external session, until it ends
   template <class Visitor>
   void fields(Visitor& visit) {
@@ -82,6 +83,7 @@ struct Journal {
     visit("point", point);
     visit("disks", disks);
     visit("nbd-server", nbd_server);
+    visit("may-be-frozen", may_be_frozen);
     visit("manifest", manifest);
   }
 

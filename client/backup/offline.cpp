@@ -20,9 +20,20 @@ bool is_of(const std::optional<Journal>& journal, const std::string& overlay) {
                      [&](const JournalDisk& disk) { return disk.overlay_local == overlay; });
 }
 
-/// Whether the base was written to later than all that lies over it, though no session that may
-/// have done so is known: one that had begun to commit. Must be asked before a commit, which writes
-/// to what is below.
+/// Whether the session ran on the overlay, if perhaps on another one over it, which may have gone:
+/// its commit goes down to the base.
+bool ran_on(const std::optional<Journal>& journal, const std::string& base,
+            const std::string& overlay) {
+  const auto session = session_of(base_name(overlay));
+  return journal && session && session->chain == journal->chain &&
+         session->number <= journal->number &&
+         std::any_of(journal->disks.begin(), journal->disks.end(),
+                     [&](const JournalDisk& disk) { return disk.base_local == base; });
+}
+
+/// Whether the base was written to later than the overlays that lie over it, lowest first, though
+/// no session that may have done so is known: one that had begun to commit. Must be asked before a
+/// commit, which writes to what is below.
 bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::vector<std::string>& overlays,
                              const std::optional<Journal>& journal) {
@@ -30,15 +41,17 @@ bool is_newer_without_reason(Files& files, const std::string& base,
   for (const std::string& overlay : overlays) {
     if (files.overlay_is_empty(overlay))
       continue;  // nothing of it can be put over what is newer
-    if (is_of(journal, overlay)) {
-      if (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
-          journal->phase == phase::kKept)
-        return false;
+    const bool of_session = is_of(journal, overlay);
+    if ((of_session || ran_on(journal, base, overlay)) &&
+        (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
+         journal->phase == phase::kKept))
+      return false;
+    if (of_session) {
       written = std::max(written.value_or(0), journal->since);
     }
     written = std::max(written.value_or(0), files.modified(overlay));
   }
-  return written && files.modified(base) > *written + kMargin_s;
+  return written && files.modified_below(overlays.front()) > *written + kMargin_s;
 }
 
 /// Beside a block device nothing lasts that says where its overlays are; the session knows.
@@ -68,6 +81,12 @@ Settled recover_offline(Environment& environment, const std::string& image,
   std::set<std::string> images(overlays.begin(), overlays.end());
   images.insert(base);
   environment.end_servers(images, [](const SessionId&) { return true; });
+  environment.remove_temporary([&](const SessionId& id) {
+    return (journal && journal->chain == id.chain) ||
+           std::any_of(overlays.begin(), overlays.end(), [&](const std::string& overlay) {
+             return session_of(base_name(overlay)) == id;
+           });
+  });
   if (is_newer_without_reason(files, base, overlays, journal)) {
     settled.problems.push_back(fmt::format(
         "{}: was written to later than {}, and no session is known that says why: the guest may "

@@ -152,7 +152,7 @@ asio::awaitable<std::string> Session::thaw_leftover() {
 
 /// What a session that died in its window, perhaps with its guardian, may have left frozen.
 asio::awaitable<void> Session::thaw_window() {
-  if (!journal_ || journal_->phase != phase::kWindow)
+  if (!journal_ || (journal_->phase != phase::kWindow && !journal_->may_be_frozen.value_or(false)))
     co_return;
   const std::string thawed = co_await thaw_leftover();
   if (!thawed.empty())

@@ -97,6 +97,9 @@ class Session {
   asio::awaitable<void> absorb(Disk& disk);
   asio::awaitable<void> start_nbd_server();
   asio::awaitable<void> export_all();
+  /// Where what is behind its base may be read from: folders as QEMU writes them, which headers
+  /// may do too, and without symbolic links.
+  std::vector<std::string> folders_behind(const GuestDisk& disk) const;
   asio::awaitable<void> start_server(Disk& disk);
   asio::awaitable<std::string> export_map(Disk& disk);
   asio::awaitable<void> wait_for_end_of_export(std::string id);

@@ -172,6 +172,18 @@ asio::awaitable<void> Session::export_all() {
   enter(phase::kExport);
 }
 
+std::vector<std::string> Session::folders_behind(const GuestDisk& disk) const {
+  std::vector<std::string> folders;
+  for (const std::string& path : disk.behind_base) {
+    const std::string local = options_->paths.to_local(path);
+    for (const std::string& each : {local, environment_->files().canonical(local)})
+      if (const std::string folder = folder_of(each);
+          std::find(folders.begin(), folders.end(), folder) == folders.end())
+        folders.push_back(folder);
+  }
+  return folders;
+}
+
 asio::awaitable<void> Session::start_server(Disk& disk) {
   const GuestDisk& guest = disk.plan.disk;
   const bool layer = disk.plan.map == MapSource::layer;
@@ -179,8 +191,7 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
   request.image = layer ? guest.overlays.back().local : guest.base_local;
   request.format = layer ? image::Format::qcow2 : guest.base_format;
   if (!layer)
-    for (const std::string& below : guest.below_base)
-      request.backing.push_back(folder_of(below));
+    request.backing = folders_behind(guest);
   request.name = overlay_node_name(plan_.id, disk.index);
   request.lifetime = options_->external ? Lifetime::ended : Lifetime::session;
   request.listen = options_->listen;

@@ -35,7 +35,7 @@ JournalDisk Session::journal_disk(const Disk& disk) const {
       guest.overlays.empty() ? guest.base_local : guest.overlays.front().local;
   const std::string folder =
       options_->overlay_dir.empty() ? folder_of(base_local) : options_->overlay_dir;
-  if (folder == "/dev" || folder.starts_with("/dev/"))
+  if (options_->overlay_dir.empty() && environment_->files().modified(base_local) == 0)
     refuse(EINVAL, "{}: is a block device ({}): say with --overlay-dir where its overlay may grow",
            guest.name, guest.base_path);
   JournalDisk entry;
@@ -71,7 +71,7 @@ asio::awaitable<void> Session::prepare() {
   for (const Disk& disk : disks_) {
     const GuestDisk& guest = disk.plan.disk;
     try {
-      files.check_readable(guest.base_local);
+      files.check_servable(guest.base_local, guest.base_format, folders_behind(guest));
     } catch (const Error& error) {
       refuse(
           error.error_number(),
@@ -196,6 +196,8 @@ asio::awaitable<void> Session::window() {
   if (!still_frozen.empty()) {
     warnings_.push_back(fmt::format("the guest may still be frozen: {}", still_frozen));
     reporter_->say(warnings_.back());
+    journal_->may_be_frozen = true;
+    save_journal();
   }
   if (failure)
     std::rethrow_exception(failure);

@@ -117,12 +117,19 @@ void Settler::end_servers(const Inventory& inventory, const std::optional<Journa
       images.insert(overlay.local);
   }
   if (journal) {
-    for (const JournalDisk& disk : journal->disks)
+    for (const JournalDisk& disk : journal->disks) {
       images.insert(disk.base_local);
+      // What is below the overlay was served too, and the disk may have been unplugged.
+      for (std::optional<std::string> each = disk.overlay_local;
+           each && *each != disk.base_local && images.insert(*each).second;)
+        each = environment_->files().backing_of(*each);
+    }
     environment_->files().remove(map_socket(*journal));
   }
-  const unsigned ended =
-      environment_->end_servers(images, [this](const SessionId& id) { return ours(id); });
+  const auto is_ours = [this](const SessionId& id) { return ours(id); };
+  const unsigned ended = environment_->end_servers(images, is_ours);
+  if (repository_ != nullptr)
+    environment_->remove_temporary(is_ours);
   if (ended != 0)
     settled_.done.push_back(fmt::format("ended {} nbdkit that served the images", ended));
 }

@@ -23,6 +23,18 @@ std::string file_of(const qapi::NodeInfo& overlay, const std::vector<qapi::NodeI
   return path_of(overlay.image);
 }
 
+/// Empty where nobody has the overlay open; otherwise why that is thought.
+std::string other_user_of(Files& files, const std::string& overlay) {
+  if (!files.exists(overlay))
+    return {};
+  try {
+    files.check_unused(overlay);
+    return {};
+  } catch (const Error& error) {
+    return error.what();
+  }
+}
+
 }  // namespace
 
 /// Whether an overlay that no disk runs on holds nothing that the base has not.
@@ -101,21 +113,32 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
     loose[local].base = base;
     loose[local].disk = disk;
   };
+  const auto add_beside = [&](const std::string& base, const std::string& disk) {
+    for (const std::string& local : overlays_beside(files, base)) {
+      const auto session = session_of(base_name(local));
+      // A copy that somebody made has another name.
+      const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk) &&
+                           (is_committed(files, local) || files.backing_of(local));
+      if (of_disk && ours(*session))
+        add(local, base, disk);
+    }
+  };
   if (journal)
-    for (const JournalDisk& disk : journal->disks)
+    for (const JournalDisk& disk : journal->disks) {
       add(disk.overlay_local, disk.base_local, disk.name);
+      add_beside(disk.base_local, disk.name);  // it may have been unplugged
+    }
   std::set<std::string> bases;
   for (const GuestDisk& disk : inventory.disks) {
     bases.insert(disk.base_local);
-    for (const std::string& local : overlays_beside(files, disk.base_local)) {
-      const auto session = session_of(base_name(local));
-      // A copy that somebody made has another name.
-      const bool of_disk = session && base_name(local) == overlay_file_name(*session, disk.name) &&
-                           (is_committed(files, local) || files.backing_of(local));
-      if (of_disk && ours(*session))
-        add(local, disk.base_local, disk.name);
-    }
+    add_beside(disk.base_local, disk.name);
   }
+  std::set<std::string> overlays;
+  for (const auto& [local, what] : loose)
+    overlays.insert(local);
+  for (const GuestDisk& disk : inventory.disks)
+    for (const StackedOverlay& overlay : disk.overlays)
+      overlays.insert(overlay.local);
   // Whatever QEMU has open is in use, also by a graph that is not understood here.
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp_->call(query_named_block_nodes);
@@ -134,7 +157,16 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
   for (const auto& [local, what] : newest_first) {
     if (local.empty() || (!files.exists(local) && !is_committed(files, local)))
       continue;
-    if (is_expendable(local, journal) || was_committed(local, what, inventory))
+    const auto names_it = [&, &below = local](const std::string& overlay) {
+      return files.exists(overlay) && files.backing_of(overlay) == below;
+    };
+    if (!broken("stale-header") && std::any_of(overlays.begin(), overlays.end(), names_it))
+      continue;  // that one is left, and cannot be opened without this one
+    if (const std::string user = other_user_of(files, local); !user.empty())
+      settled_.problems.push_back(fmt::format(
+          "{}: somebody else has it open ({}), a copy of this guest perhaps; it is left", local,
+          user));
+    else if (is_expendable(local, journal) || was_committed(local, what, inventory))
       drop_overlay(local, what.base);
     else if (bases.count(what.base))
       settled_.problems.push_back(fmt::format(

@@ -21,8 +21,8 @@ Job::Job(JobOptions options, Counters& counters)
     : options_(std::move(options)),
       counters_(counters),
       target_(target::open_target(options_.target)) {
-  if (DirectUri::is_one(options_.source.uri))
-    direct_ = DirectUri::of(options_.source);
+  if (image::ImageUri::is_one(options_.source.uri))
+    direct_ = parse_image_uri(options_.source);
 }
 
 void Job::run(std::stop_source& stop) {

@@ -57,7 +57,7 @@ class Job {
 
   JobOptions options_;
   Counters& counters_;
-  std::optional<DirectUri> direct_;
+  std::optional<image::ImageUri> direct_;
   asio::io_context loop_;              // of the target, where there is no source_
   std::optional<nbd::Source> source_;  // its loop must outlive the target's connections
   std::unique_ptr<target::Target> target_;

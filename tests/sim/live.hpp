@@ -9,6 +9,7 @@
 #include <fstream>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <thread>
 #include <utility>
 #include <vector>
@@ -44,12 +45,7 @@ class LiveSim {
   }
   void start() {
     process_ = std::make_unique<Background>(run_command());
-    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
-    while (process_->out().find("ready") == std::string::npos) {
-      if (!process_->running() || std::chrono::steady_clock::now() > deadline)
-        fail(EIO, "nbdelta-sim does not start: {}", process_->err());
-      std::this_thread::sleep_for(std::chrono::milliseconds(5));
-    }
+    wait_until("its start", [&] { return process_->out().find("ready") != std::string::npos; });
   }
   Outcome stop() {
     Outcome outcome = process_->stop();
@@ -112,8 +108,17 @@ class LiveSim {
   }
   void wait_for_writes(std::size_t count) const {
     const std::size_t wanted = record().size() + count;
-    while (record().size() < wanted)
+    wait_until("the guest's next write", [&] { return record().size() >= wanted; });
+  }
+  /// Throws where that does not come within a minute.
+  template <class Holds>
+  void wait_until(std::string_view what, Holds holds) const {
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::minutes(1);
+    while (!holds()) {
+      if (!process_->running() || std::chrono::steady_clock::now() > deadline)
+        fail(ETIMEDOUT, "nbdelta-sim: {} does not come: {}", what, process_->err());
       std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    }
   }
 
  private:

@@ -8,7 +8,6 @@
 namespace nbdelta::testing {
 namespace {
 
-using namespace std::chrono_literals;
 using ::testing::HasSubstr;
 
 constexpr const char* kFast = R"({
@@ -19,8 +18,9 @@ constexpr const char* kSlow = R"({
   "loads": [{"pattern": "uniform", "rate": "1 MiB/s", "direct": true}]})";
 
 void wait_until_paused(LiveSim& sim) {
-  while (sim.process().err().find("the guest is paused") == std::string::npos)
-    std::this_thread::sleep_for(10ms);
+  sim.wait_until("its guest's pause", [&] {
+    return sim.process().err().find("the guest is paused") != std::string::npos;
+  });
 }
 
 TEST(LiveSpace, AGuestWhoseOverlayIsFullWaitsAndGoesOn) {

@@ -98,7 +98,7 @@ TEST_P(Backups, AKilledGuestLosesNothingThatItFlushed) {
     Background nbdelta(sim_.connected("backup", tracking({"--quiet"})));
     std::this_thread::sleep_for(std::chrono::milliseconds(random.below(400)));
     sim_.kill();
-    const auto outcome = nbdelta.wait(60s);
+    const auto outcome = nbdelta.wait(kDefaultTimeout);
     ASSERT_TRUE(outcome);
     std::cout << fmt::format("  nbdelta ended with {}: {}\n", outcome->status, outcome->err);
     Command offline;
@@ -219,6 +219,29 @@ TEST(LiveSim, DoesNotStartOnImagesThatLackWrites) {
     ADD_FAILURE() << "it has started";
   } catch (const Error& error) {
     EXPECT_THAT(error.what(), HasSubstr("a flushed write is lost"));
+  }
+}
+
+/// Its later writes are in the overlay: it says so, not that the record is wrong.
+TEST(LiveSim, DoesNotStartWithoutAnOverlayThatHoldsItsWrites) {
+  for (const bool crash : {true, false}) {
+    SCOPED_TRACE(crash ? "killed" : "ended");
+    LiveSim sim(kOneDisk);
+    run_ok(sim.connected("begin"));
+    sim.wait_for_writes(300);
+    if (crash)
+      sim.kill();
+    else
+      EXPECT_EQ(sim.stop().status, 0);
+    const std::string image = sim.image("vda.qcow2");
+    EXPECT_EQ(run({nbdelta_program(), "check-start", image}).status, 3);
+    const Outcome refused = run(sim.run_command());
+    EXPECT_EQ(refused.status, 1);
+    EXPECT_THAT(refused.err, HasSubstr(image + ": the guest cannot be started on it: "));
+    EXPECT_THAT(refused.err, HasSubstr("Run 'nbdelta recover --offline " + image + "' first"));
+    run_ok(sim.command("recover", {"--offline", image}));
+    sim.start();
+    sim.wait_for_writes(10);
   }
 }
 

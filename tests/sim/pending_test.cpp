@@ -121,9 +121,18 @@ TEST_F(PendingCommit, CancelledGoesOnOnTheOverlay) {
 
 TEST_F(PendingCommit, KilledLosesNothingThatWasAnswered) {
   write(3, 13);
+  process_.kill();
+  MemoryImage& overlay = *store_.image("/vm/overlay");
+  overlay.lose_unflushed();
+  store_.image("/vm/base")->lose_unflushed();
   fake_.die();
   EXPECT_EQ(done_, (std::vector<WriteNumber>{11, 12}));
-  EXPECT_EQ(store_.image("/vm/overlay")->read(2), 12U);
+  // On both: it is started on the one or the other.
+  EXPECT_EQ(overlay.read(1), 11U);
+  EXPECT_EQ(overlay.read(2), 12U);
+  EXPECT_EQ(base_holds(1), 11U);
+  EXPECT_EQ(base_holds(2), 12U);
+  EXPECT_EQ(overlay.held(3), Held::nothing);  // it was held back, and nobody was told of it
 }
 
 }  // namespace

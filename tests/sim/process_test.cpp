@@ -3,10 +3,12 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <stdexcept>
 #include <string>
 #include <utility>
 
 #include "sim/pipe.hpp"
+#include "sim/unawaited.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -47,6 +49,27 @@ TEST_F(Processes, AWaitCanBeCancelled) {
   run();
   EXPECT_FALSE(in_time);
   EXPECT_EQ(time_.now() - start, 1s);
+}
+
+template <class Exception>
+asio::awaitable<void> leave_with(Clock& clock, Exception exception) {
+  co_await clock.wait(1s);
+  throw exception;
+}
+
+/// Nobody awaits the coroutine: whoever runs the process has its exception, but for a kill's.
+TEST_F(Processes, NoExceptionIsLost) {
+  asio::co_spawn(one_.executor(), leave_with(one_.clock(), Killed()), kUnawaited);
+  run();
+  asio::co_spawn(one_.executor(), leave_with(one_.clock(), std::logic_error("odd")), kUnawaited);
+  EXPECT_THROW(run(), std::logic_error);
+
+  other_.spawn(leave_with(other_.clock(), Killed()));
+  run();
+  EXPECT_FALSE(other_.failure());
+  other_.spawn(leave_with(other_.clock(), std::logic_error("odd")));
+  run();
+  EXPECT_TRUE(other_.failure());
 }
 
 TEST_F(Processes, OneThatIsBusyIsLateAndTheOthersAreNot) {

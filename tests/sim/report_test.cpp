@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <fstream>
 #include <map>
+#include <regex>
 #include <set>
 #include <string>
 
@@ -14,6 +15,7 @@
 #include "sim/report_page.hpp"
 #include "sim/run_figures.hpp"
 #include "sim/run_pictures.hpp"
+#include "tests/support/environment_variable.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/temp_folder.hpp"
 
@@ -114,12 +116,26 @@ TEST(Report, ShowsTheStatesInTheirOrder) {
   EXPECT_THAT(files.at("session-1-window.svg"), HasSubstr(">49.7 ms<"));
 }
 
-/// A page has a colour of its own, and its pictures have no other.
-TEST(Report, HasNoFixedColours) {
+/// Each colour is a plain one, which a rule of the same file makes fit a dark page.
+TEST(Report, HasColoursForThoseWhoKnowNoCss) {
+  const std::regex attribute(R"((fill|stroke|color)\s*=\s*["']([^"']*)["'])");
   for (const auto& [name, text] : report({run_of({session(50'000), session(60'000)})}, 6)) {
-    EXPECT_EQ(count(text, "rgb("), 0U) << name;
-    EXPECT_EQ(count(text, "\"black\"") + count(text, "'black'"), 0U) << name;
-    EXPECT_GE(count(text, "var(--ink)"), 1U) << name;
+    const std::size_t drawing = text.find("</style>");
+    ASSERT_NE(drawing, std::string::npos) << name;
+    const std::string rules = text.substr(0, drawing);
+    std::set<std::string> colours;
+    for (auto it = std::sregex_iterator(text.begin() + static_cast<std::ptrdiff_t>(drawing),
+                                        text.end(), attribute);
+         it != std::sregex_iterator(); ++it) {
+      const std::string value = (*it)[2];
+      if (!value.starts_with('#') || value == "#ffffff")
+        continue;  // gnuplot's, which nothing shows, or the paper's
+      const std::string rule = (*it)[1].str() + "=\"" + value + "\"] {";
+      EXPECT_THAT(rules, HasSubstr(rule)) << name;
+      colours.insert(value);
+    }
+    EXPECT_GE(colours.size(), 3U) << name;
+    EXPECT_EQ(count(text, "=\"var(") + count(text, "='var("), 0U) << name;
   }
 }
 
@@ -176,7 +192,7 @@ TEST(Report, OfFaults) {
   EXPECT_THAT(page, HasSubstr("after 20.0 ms, in freeze</li>"));
   EXPECT_THAT(page, HasSubstr("1 came to their end, 1 did not"));
   EXPECT_THAT(files.at("faults.svg"), HasSubstr("kill &lt;QEMU>' system('touch /tmp/x')`touch"));
-  EXPECT_EQ(count(files.at("faults.svg"), "color='var(--fault)'"), 1U);
+  EXPECT_EQ(count(files.at("faults.svg"), "color='#b0123f'"), 1U);
 }
 
 TEST(Report, WindowsOfAllLengths) {
@@ -187,15 +203,22 @@ TEST(Report, WindowsOfAllLengths) {
 }
 
 TEST(Report, SaysWhatIsMissing) {
-  const std::string path = ::getenv("PATH");
-  ::setenv("PATH", "/nonexistent", 1);
+  const testing::EnvironmentVariable path("PATH", "/nonexistent");
   try {
     make_report({run_of({session(50'000)})}, 6);
     ADD_FAILURE() << "it was drawn";
   } catch (const Error& error) {
     EXPECT_THAT(error.what(), HasSubstr("gnuplot-nox"));
   }
-  ::setenv("PATH", path.c_str(), 1);
+}
+
+TEST(Report, KnowsItsPictures) {
+  for (const auto& [name, text] : report({run_of({session(50'000), session(60'000)})}, 6))
+    EXPECT_EQ(is_picture_of_report(name), name != "report.html") << name;
+  EXPECT_TRUE(is_picture_of_report("faults.svg"));
+  EXPECT_TRUE(is_picture_of_report("session-100-window.svg"));
+  for (const char* name : {"session.svg", "session-1.svg.bak", "my-session-1.svg", "session-x.svg"})
+    EXPECT_FALSE(is_picture_of_report(name)) << name;
 }
 
 // ---- What is recorded ----

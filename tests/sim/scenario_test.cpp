@@ -134,6 +134,10 @@ TEST(ScenarioText, Refusals) {
       {"a key of another pattern", with("\"loads\": [{\"pattern\": \"uniform\", \"skew\": 1}]"),
        "2:35: /loads/0/skew: unknown key; there may be: disk, pattern, direct, rate, request, "
        "area, zeros, discards, programs, sync-every, files"},
+      {"a key twice", with("\"seed\": 1, \"duration\": \"1 s\",\n \"seed\": 1"),
+       "3:2: /seed: there are two members of this name: expected one"},
+      {"a key twice below", with("\"storage\": {\"parallel\": 1, \"par\\u0061llel\": 2}"),
+       "2:29: /storage/parallel: there are two members of this name"},
       {"a number for a time", with("\"duration\": 10"),
        "2:2: /duration: expected a quantity with its unit, as in \"24 h\""},
       {"a wrong unit", with("\"duration\": \"10 MiB\""),
@@ -193,7 +197,7 @@ TEST(ScenarioText, Refusals) {
       {"no trace", with("\"loads\": [{\"pattern\": \"trace\"}]"), "/loads/0: \"trace\" is missing"},
       {"a trace that is not there",
        with("\"loads\": [{\"pattern\": \"trace\", \"trace\": \"gone.log\"}]"),
-       "/loads/0/trace: gone.log: cannot be read: No such file"},
+       "/loads/0/trace: gone.log: cannot open: No such file"},
   };
   for (const auto& each : kCases) {
     SCOPED_TRACE(each.name);
@@ -280,6 +284,22 @@ TEST(JsonPlaces, KeysElementsAndEscapes) {
               fmt::format("{}:{}", each.line, each.column))
         << each.pointer;
   }
+}
+
+TEST(JsonPlaces, AKeyThatItsObjectHasHad) {
+  const struct {
+    const char* text;
+    const char* pointer;  // nullptr: none
+  } kCases[] = {{"{}", nullptr},
+                {R"({"a": {"a": 1}, "b": [{"a": 1}, {"a": 1}]})", nullptr},
+                {R"({"a": "a", "b": ["a", "a"]})", nullptr},
+                {R"({"a": 1, "a": 1})", "/a"},
+                {R"([{"a": 1}, {"b": 1, "c": {}, "b": {}}])", "/1/b"},
+                {R"({"a": {"b/c": 1, "b/c": 1}, "d": 1, "d": 1})", "/a/b~1c"}};
+  for (const auto& each : kCases)
+    EXPECT_EQ(repeated_key(each.text).value_or("none"),
+              each.pointer == nullptr ? "none" : each.pointer)
+        << each.text;
 }
 
 }  // namespace

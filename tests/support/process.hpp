@@ -37,7 +37,8 @@ std::string find_program(const std::string& name);
 /// Joins a command for messages.
 std::string to_string(const Command& command);
 
-inline constexpr std::chrono::milliseconds kDefaultTimeout{60'000};
+/// Against what hangs; a machine may be very busy, and sanitizers slow.
+inline constexpr std::chrono::milliseconds kDefaultTimeout{300'000};
 
 /// Runs a command to its end. Throws Error when the program is missing, or when it runs longer than
 /// `timeout` (it is killed then).

@@ -9,6 +9,7 @@
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
+#include "tests/support/environment_variable.hpp"
 #include "tests/support/nbd_server.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/qemu.hpp"
@@ -70,18 +71,8 @@ TEST(Process, FailureShowsWhatWasWritten) {
   EXPECT_NE(message.find("exit status 1; it wrote:\nwhy\n"), std::string::npos) << message;
 }
 
-/// The environment as it was, for the tests that run after this one in the same process.
-class PathRestored {
- public:
-  ~PathRestored() { ::setenv("PATH", path_.c_str(), 1); }  // NOLINT(concurrency-mt-unsafe)
-
- private:
-  std::string path_ = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe)
-};
-
 TEST(Process, MissingProgramNamesItsPackage) {
-  const PathRestored afterwards;
-  ASSERT_EQ(::setenv("PATH", "/nowhere", 1), 0);  // NOLINT(concurrency-mt-unsafe)
+  const EnvironmentVariable path("PATH", "/nowhere");
   const std::string message = message_of([] { run({"qemu-img", "--version"}); });
   EXPECT_NE(message.find("package qemu-utils"), std::string::npos) << message;
 }

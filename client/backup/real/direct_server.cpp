@@ -3,7 +3,7 @@
 #include <string>
 #include <utility>
 
-#include "base/percent.hpp"
+#include "image/image_uri.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -17,15 +17,12 @@ class DirectServer final : public Server {
   bool running() override { return true; }
 
   std::string uri(std::string_view export_name) const override {
-    std::string uri = "delta:" + percent_encoded(request_.image) +
-                      "?format=" + (request_.format == image::Format::raw ? "raw" : "qcow2");
-    for (const std::string& folder : request_.backing)
-      uri += "&backing=" + percent_encoded(folder);
-    if (export_name == "layer")
-      uri += "&view=layer";
-    else if (export_name.starts_with(kDirty))
-      uri += "&bitmap=" + percent_encoded(export_name.substr(kDirty.size()));
-    return uri;
+    image::ImageUri uri{.path = request_.image,
+                        .open = {.format = request_.format, .permitted_folders = request_.backing},
+                        .layer = export_name == "layer"};
+    if (export_name.starts_with(kDirty))
+      uri.bitmap = export_name.substr(kDirty.size());
+    return uri.text();
   }
 
   void stop() override {}

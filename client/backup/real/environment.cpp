@@ -128,6 +128,10 @@ class RealEnvironment final : public Environment {
     return end_plugins(images, is_ours);
   }
 
+  void remove_temporary(const std::function<bool(const SessionId&)>& is_ours) override {
+    remove_plugins_folders(is_ours);
+  }
+
   asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) override {
     pull::JobOptions options;
     options.source.uri = request.uri;

@@ -15,7 +15,9 @@
 
 #include "base/arithmetic.hpp"
 #include "client/backup/options.hpp"
+#include "image/chain.hpp"
 #include "image/image_lock.hpp"
+#include "image/permitted_file.hpp"
 #include "image/qcow2_header.hpp"
 #include "image/qcow2_overlay.hpp"
 #include "image/view.hpp"
@@ -87,6 +89,14 @@ class RealFiles final : public Files {
 
   void check_readable(const std::string& path) override { File::open(path, O_RDONLY); }
 
+  void check_servable(const std::string& path, image::Format format,
+                      const std::vector<std::string>& backing) override {
+    const image::Chain chain = image::open_chain(
+        path, {.format = format, .permitted_folders = backing, .locking = image::Locking::off});
+    if (!chain.missing_backing.empty())
+      fail(ENOENT, "{}", chain.missing_backing);
+  }
+
   void check_unused(const std::string& path) override {
     image::lock_image(File::open(path, O_RDWR), image::Access::write);
   }
@@ -101,7 +111,20 @@ class RealFiles final : public Files {
 
   std::int64_t modified(const std::string& path) override {
     const struct stat status = File::open(path, O_RDONLY).status();
-    return S_ISBLK(status.st_mode) ? 0 : status.st_mtim.tv_sec;
+    return S_ISBLK(status.st_mode) ? 0 : std::max<std::int64_t>(status.st_mtim.tv_sec, 1);
+  }
+
+  std::int64_t modified_below(const std::string& overlay) override {
+    const image::Qcow2Header header = image::read_qcow2_header(File::open(overlay, O_RDONLY));
+    const std::string base = image::resolve_backing_path(overlay, header.backing_name);
+    const std::int64_t written = modified(base);
+    if (header.backing_format != "qcow2")
+      return written;
+    const image::Qcow2Header below = image::read_qcow2_header(File::open(base, O_RDONLY));
+    return below.external_data
+               ? std::max(written,
+                          modified(image::resolve_backing_path(base, below.data_file_name)))
+               : written;
   }
 
   bool exists(const std::string& path) override {

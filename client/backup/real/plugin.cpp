@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -26,17 +28,23 @@ constexpr Clock::Duration kPoll = 3ms;
 // nbdkit waits for its clients, whose connections may hang.
 constexpr std::chrono::milliseconds kEnd{2000};
 
-/// A folder of our own, gone with the object.
+std::string folder_of_temporary_files() {
+  std::error_code error;
+  const fs::path path = fs::temp_directory_path(error);
+  return error ? "/tmp" : path.string();
+}
+
+/// A folder of our own, gone with the object; found again by the session's name where we are
+/// killed.
 class PrivateFolder {
  public:
-  PrivateFolder() {
-    std::error_code ignored;
-    std::string pattern = (fs::temp_directory_path(ignored) / "nbdelta-XXXXXX").string();
-    if (ignored)
-      pattern = "/tmp/nbdelta-XXXXXX";
+  explicit PrivateFolder(const SessionId& id) {
+    std::string pattern = fmt::format("{}/{}-XXXXXX", folder_of_temporary_files(), bitmap_name(id));
     if (::mkdtemp(pattern.data()) == nullptr)
       fail_errno("{}: cannot be made", pattern);
     path_ = pattern;
+    lock_ = FileDescriptor(::open(path_.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    ::flock(lock_.get(), LOCK_SH);  // see is_abandoned()
   }
   PrivateFolder(const PrivateFolder&) = delete;
   PrivateFolder& operator=(const PrivateFolder&) = delete;
@@ -48,7 +56,16 @@ class PrivateFolder {
 
  private:
   std::string path_;
+  FileDescriptor lock_;
 };
+
+/// Nobody lives who made it, and it is ours.
+bool is_abandoned(const std::string& folder) {
+  const FileDescriptor fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW));
+  struct stat status {};
+  return fd && ::fstat(fd.get(), &status) == 0 && status.st_uid == ::geteuid() &&
+         ::flock(fd.get(), LOCK_EX | LOCK_NB) == 0;
+}
 
 /// The arguments of a process; none where it has ended.
 std::vector<std::string> arguments_of(std::int64_t process_id) {
@@ -91,7 +108,9 @@ void end_process(std::int64_t process_id) {
 class PluginServer final : public Server {
  public:
   PluginServer(ServeRequest request, const std::string& plugin)
-      : request_(std::move(request)), output_(::memfd_create("nbdkit", MFD_CLOEXEC)) {
+      : folder_(*session_of(request.name)),
+        request_(std::move(request)),
+        output_(::memfd_create("nbdkit", MFD_CLOEXEC)) {
     if (!output_)
       fail_errno("memfd_create");
     if (request_.listen.socket.empty() && request_.listen.port == 0)
@@ -124,17 +143,17 @@ class PluginServer final : public Server {
   }
 
   void stop() override {
-    if (request_.lifetime == Lifetime::ended)
-      end_process(process_id_);
     child_->signal(SIGTERM);
     child_->end(kEnd);
+    if (request_.lifetime == Lifetime::ended && read_process_id())
+      end_process(process_id_);
     if (!request_.listen.socket.empty())
       ::unlink(request_.listen.socket.c_str());
   }
 
   asio::awaitable<void> wait_until_ready(Clock& clock) {
     const Clock::Time deadline = clock.now() + kStart;
-    while (!read_process_id()) {
+    while (!read_process_id() || is_forking()) {
       const std::optional<int> ended = child_->status();  // asked once: it may end at any moment
       const bool may_end = request_.lifetime == Lifetime::ended && ended == 0;
       if (ended && !may_end)
@@ -155,6 +174,10 @@ class PluginServer final : public Server {
     process_id_ = std::atoll(line.c_str());
     return true;
   }
+
+  /// Were we to end before nbdkit's first process has, nbdkit 1.32 would tell that one (SIGTERM),
+  /// which would wake the server as if it were to end, for ever, and it would take no connection.
+  bool is_forking() { return request_.lifetime == Lifetime::ended && child_->running(); }
 
   std::string pid_file() const { return fmt::format("{}/{}.pid", folder_.path(), request_.name); }
 
@@ -237,6 +260,17 @@ unsigned end_plugins(const std::set<std::string>& images,
       }
   }
   return ended;
+}
+
+void remove_plugins_folders(const std::function<bool(const SessionId&)>& is_ours) {
+  std::error_code error;
+  std::error_code ignored;  // another user's stay
+  for (fs::directory_iterator it(folder_of_temporary_files(), error), end; !error && it != end;
+       it.increment(error)) {
+    const auto session = session_of(it->path().filename().string());
+    if (session && is_ours(*session) && is_abandoned(it->path()))
+      fs::remove_all(it->path(), ignored);
+  }
 }
 
 }  // namespace nbdelta::client::backup

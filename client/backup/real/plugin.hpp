@@ -19,4 +19,7 @@ asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeR
 unsigned end_plugins(const std::set<std::string>& images,
                      const std::function<bool(const SessionId&)>& is_ours);
 
+/// See Environment::remove_temporary().
+void remove_plugins_folders(const std::function<bool(const SessionId&)>& is_ours);
+
 }  // namespace nbdelta::client::backup

@@ -69,6 +69,24 @@ class GuardOfACommit : public Conversation {
     watched_after_ = clock_.now() - start_;
   }
 
+  /// A session whose connection with QEMU is cut while the job is pending.
+  void lose_qemu() {
+    spawn([this]() -> asio::awaitable<void> {
+      co_await watch();
+      asio::awaitable<void> step = cut();
+      try {
+        co_await session_->during(std::move(step));
+      } catch (const qmp::ChannelLost&) {
+        lost_after_ = clock_.now() - start_;
+      }
+      session_.reset();
+    });
+  }
+  static asio::awaitable<void> cut() {
+    throw qmp::ChannelLost(ECONNRESET, "QEMU has closed the connection");
+    co_return;
+  }
+
   /// The session has died; what the guard does then.
   void expect_after_death(bool marked, const Answers& answers, bool marked_after) {
     if (marked)
@@ -96,6 +114,7 @@ class GuardOfACommit : public Conversation {
   std::optional<Peer> peer_;
   Clock::Duration watched_after_{};
   Clock::Duration ended_after_{};
+  std::optional<Clock::Duration> lost_after_;
   std::vector<Clock::Duration> killed_after_;
 };
 
@@ -169,6 +188,30 @@ TEST_F(GuardOfACommit, KillsASessionThatGivesNoSignOfLife) {
   ASSERT_EQ(killed_after_.size(), 1U);
   EXPECT_GE(killed_after_.front(), 300s + CommitGuard::kPatience - 1s);
   EXPECT_LE(killed_after_.front(), 300s + CommitGuard::kPatience + 1s);
+}
+
+/// Whoever connects again has QEMU's only connection, and may be stopped with it.
+TEST_F(GuardOfACommit, EndsTheJobBeforeASessionGoesOnThatHasLostQemu) {
+  start_guard();
+  Answers slow = kCancelled;
+  slow.back().after = 3s;
+  start_qemu(slow);
+  environment_.connect = [&] { return std::move(qemu_.front()); };
+  lose_qemu();
+  run();
+  ASSERT_TRUE(lost_after_);
+  EXPECT_GE(*lost_after_, 3s);
+  EXPECT_LT(*lost_after_, 4s);
+  EXPECT_TRUE(killed_after_.empty());
+}
+
+TEST_F(GuardOfACommit, KeepsASessionThatHasLostQemuNoLongerThanThatWhereItIsGone) {
+  start_guard();
+  lose_qemu();
+  run();
+  ASSERT_TRUE(lost_after_);
+  EXPECT_LE(*lost_after_, 11s);
+  EXPECT_TRUE(killed_after_.empty());
 }
 
 TEST_F(GuardOfACommit, HasPatienceWithASessionThatHoldsNothingBackYet) {

@@ -75,6 +75,9 @@ class GuardedEnvironment final : public Environment {
                        const std::function<bool(const SessionId&)>& is_ours) override {
     return real_->end_servers(images, is_ours);
   }
+  void remove_temporary(const std::function<bool(const SessionId&)>& is_ours) override {
+    real_->remove_temporary(is_ours);
+  }
   asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) override {
     return real_->pull(std::move(request), counters);
   }

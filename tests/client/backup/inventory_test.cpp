@@ -184,7 +184,7 @@ TEST(Inventory, OfARealGuest) {
   EXPECT_EQ(drive.base_local, "/vm/a.qcow2");
   EXPECT_EQ(drive.base_format, image::Format::qcow2);
   EXPECT_TRUE(drive.can_keep_bitmaps);
-  EXPECT_EQ(drive.below_base, std::vector<std::string>{"/vm/base0.qcow2"});
+  EXPECT_EQ(drive.behind_base, std::vector<std::string>{"/vm/base0.qcow2"});
   ASSERT_EQ(drive.bitmaps.size(), 2U);
   EXPECT_EQ(drive.bitmaps[0].name, "nbdelta-0123abcd-0002");
   EXPECT_TRUE(drive.bitmaps[0].recording);
@@ -203,7 +203,7 @@ TEST(Inventory, OfARealGuest) {
   EXPECT_FALSE(blockdev.can_keep_bitmaps);
   EXPECT_FALSE(blockdev.direct);
   EXPECT_TRUE(blockdev.overlays.empty());
-  EXPECT_TRUE(blockdev.below_base.empty());
+  EXPECT_TRUE(blockdev.behind_base.empty());
   EXPECT_TRUE(blockdev.bitmaps.empty());
 
   ASSERT_EQ(inventory.left_out.size(), 3U);
@@ -232,6 +232,28 @@ TEST(Inventory, KnowsRawImages) {
   ASSERT_EQ(inventory.disks.size(), 1U);
   EXPECT_EQ(inventory.disks[0].base_format, image::Format::raw);
   EXPECT_FALSE(inventory.disks[0].can_keep_bitmaps);
+}
+
+TEST(Inventory, KnowsExternalDataFilesThatQemuHasOpen) {
+  const auto with_data_file = [](const std::string& name) {
+    const std::string base =
+        image("/vm/a.qcow2", "qcow2", {}, {},
+              R"({"type": "qcow2", "data": {"compat": "1.1", "data-file": ")" + name + R"("}})");
+    const std::string top = node("vda", "qcow2", base);
+    return inventory_of(list({device("", "vda", top)}),
+                        list({top, node("#b1", "file", image("/data/a.raw", "file"))}));
+  };
+  const Inventory inventory = with_data_file("/data/a.raw");
+  ASSERT_EQ(inventory.disks.size(), 1U);
+  EXPECT_EQ(inventory.disks[0].behind_base, std::vector<std::string>{"/data/a.raw"});
+  for (const auto& [name, reason] :
+       {std::pair("a.raw", "relative path"), std::pair("/data/b.raw", "uses another")}) {
+    const Inventory without = with_data_file(name);
+    ASSERT_EQ(without.left_out.size(), 1U) << name;
+    EXPECT_FALSE(without.left_out[0].by_nature);
+    EXPECT_NE(without.left_out[0].reason.find(reason), std::string::npos)
+        << without.left_out[0].reason;
+  }
 }
 
 TEST(Inventory, LeavesOutRemovableMedia) {
@@ -374,7 +396,7 @@ TEST(Inventory, OursBelowSomebodyElsesIsNoOverlay) {
   ASSERT_EQ(inventory.disks.size(), 1U);
   EXPECT_TRUE(inventory.disks[0].overlays.empty());
   EXPECT_EQ(inventory.disks[0].base_path, "/vm/snap1.qcow2");
-  EXPECT_EQ(inventory.disks[0].below_base,
+  EXPECT_EQ(inventory.disks[0].behind_base,
             (std::vector<std::string>{"/vm/nbdelta-0123abcd-0002-vdb.qcow2", "/vm/b.raw"}));
 }
 

@@ -391,6 +391,28 @@ TEST_P(Newer, ThanAStackOfOverlays) {
   EXPECT_EQ(read_file(overlay(1)), lower);
 }
 
+class NewerDataFile : public Newer {
+ protected:
+  NewerDataFile() {
+    testing::qemu_img(
+        {"create", "-q", "-f", "qcow2", "-o", "data_file=" + data_, base_, std::to_string(kSize)});
+  }
+  const std::string data_ = folder_ / "data";
+};
+
+INSTANTIATE_TEST_SUITE_P(Formats, NewerDataFile, ::testing::Values("qcow2"),
+                         [](const auto& row) { return std::string(row.param); });
+
+TEST_P(NewerDataFile, ThanTheOverlayAndNoSessionIsKnown) {
+  one_overlay();
+  for (const std::string& image : {base_, overlay(1)})
+    set_modified(image, kSince);
+  set_modified(data_, kSince + 11);
+  expect_left(overlay(1));
+  set_modified(data_, kSince + 10);
+  expect_committed(overlay(1));
+}
+
 /// A session writes to the base when it commits, and not before.
 TEST_P(Newer, ThanAStackWhoseSessionHadNotBegunToCommit) {
   two_overlays();

@@ -132,7 +132,7 @@ TEST(Agent, ThatCannotBeUsed) {
     for (const char* quiesce : {"auto", "require"})
       cases.push_back(std::make_unique<Case>(row, quiesce));
   for (const auto& each : cases) {
-    const auto outcome = each->nbdelta->wait(60s);
+    const auto outcome = each->nbdelta->wait(kDefaultTimeout);
     ASSERT_TRUE(outcome);
     EXPECT_EQ(outcome->status, each->status) << outcome->err;
     EXPECT_THAT(outcome->err, HasSubstr(each->row.message));
@@ -179,7 +179,7 @@ class Death : public AgentTest {
       ::kill(guardian, SIGKILL);
     if (victims != "guardian")
       nbdelta.signal(SIGKILL);
-    return nbdelta.wait(60s).value();
+    return nbdelta.wait(kDefaultTimeout).value();
   }
 
   void wait_for_the_thaw() const {
@@ -222,7 +222,7 @@ TEST_F(Death, TheNextOneThawsBeforeItSpeaksToQemu) {
     wait_for_the_thaw();
     EXPECT_TRUE(nbdelta.running());
     ::kill(machine_.pid(), SIGCONT);
-    const auto outcome = nbdelta.wait(60s);
+    const auto outcome = nbdelta.wait(kDefaultTimeout);
     ASSERT_TRUE(outcome);
     EXPECT_EQ(outcome->status, 0) << outcome->err;
     EXPECT_THAT(outcome->err, HasSubstr("thawed 2 file systems of the guest"));

@@ -107,6 +107,33 @@ TEST(Backup, BaseWithABackingFile) {
   points.check();
 }
 
+/// External data files, and a backing file that is named through a symbolic link.
+TEST(Backup, BaseWhoseDataIsElsewhere) {
+  Random random = Random::from_environment();
+  const TempFolder folder;
+  for (const char* name : {"golden", "data", "images"})
+    std::filesystem::create_directory(folder / name);
+  std::filesystem::create_directory_symlink("golden", folder / "link");
+  create_image(folder / "golden/golden.qcow2", "qcow2", 32 << 20,
+               "data_file=" + folder / "data/golden.raw");
+  qemu_io(folder / "golden/golden.qcow2", "qcow2", {"write -P 3 1M 5M"});
+  Machine machine({{.name = "vda",
+                    .backing = folder / "link/golden.qcow2",
+                    .options = "data_file=" + folder / "data/vda.raw",
+                    .folder = folder / "images"}});
+  Points points(machine);
+  for (const Command& options :
+       {Command{"--tracking", "bitmap"}, Command{"--tracking", "bitmap", "--commit-deadline", "0"},
+        Command{"--tracking", "bitmap", "--direct"}, Command{"--tracking", "overlay"},
+        Command{"--tracking", "overlay", "--direct"}, Command{"--tracking", "bitmap"}}) {
+    machine.write_at_random(random, 20);
+    points.backup(options);
+  }
+  points.check();
+  machine.quit();
+  EXPECT_EQ(machine.difference_from_model(machine.disks()[0]), "");
+}
+
 TEST(Backup, DisksComeGoAndGrow) {
   Random random = Random::from_environment();
   Machine machine({qcow2("vda"), qcow2("vdb")});

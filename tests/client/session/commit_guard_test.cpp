@@ -110,12 +110,39 @@ class CommitGuard : public ::testing::TestWithParam<const char*> {
       expect_the_guest_goes_on();
     else if (stopped)
       expect_a_write_goes_on(may_wait);
-    const std::optional<Outcome> outcome = nbdelta.wait(30s);
+    const std::optional<Outcome> outcome = nbdelta.wait(kDefaultTimeout);
     EXPECT_TRUE(outcome);
     if (outcome && stopped) {
       EXPECT_EQ(outcome->status, 128 + SIGKILL) << outcome->err;
     }
     return stopped;
+  }
+
+  /// A commit in which somebody else sends QEMU this before the command of this index, between stop
+  /// and job-finalize. Returns how it ended; nothing where there is no such command.
+  std::optional<Outcome> commit_disturbed(const char* by, int index) {
+    machine_.write_at_random(random_, 5);
+    run_ok(points_.command("begin", {"--quiesce", "no"}));
+    machine_.write_at_random(random_, 10);  // to the overlays
+    Nth is_it(index);
+    bool stopped = false;
+    bool ended = false;
+    tap_.emplace(machine_.folder() + "/tap", machine_.qmp(), [&](const std::string& line) {
+      const json::string name = json::parse(line).at("execute").as_string();
+      const bool counts = stopped && !ended;
+      stopped |= name == "stop";
+      ended |= name == "job-finalize";
+      if (!counts || !is_it())
+        return;
+      machine_.command(by);
+      disturbed_before_ = name;
+      std::cout << "  " << by << " before " << disturbed_before_ << "\n";
+    });
+    points_.connect_to(tap_->path());
+    Outcome outcome = run(points_.command("end", {"--failure"}));
+    points_.connect_to(machine_.qmp());
+    tap_.reset();
+    return is_it.was_there() ? std::optional(std::move(outcome)) : std::nullopt;
   }
 
   /// Who reads what nbdelta prints would wait for them.
@@ -191,6 +218,7 @@ class CommitGuard : public ::testing::TestWithParam<const char*> {
   Machine machine_{{{.name = "vda", .format = GetParam()}}};
   Points points_{machine_};
   std::optional<QmpTap> tap_;
+  std::string disturbed_before_;  // the command
   bool held_ = false;
 };
 
@@ -270,8 +298,67 @@ TEST_P(CommitGuard, NothingIsOpenWhereQemuDies) {
   }
 }
 
+/// With a QEMU that wants the guest stopped for it.
+class StandingGuest : public CommitGuard {
+ protected:
+  void SetUp() override {
+    if (!must_stop())
+      GTEST_SKIP() << "this QEMU does not want it";
+  }
+};
+
+/// A person at another monitor lets the guest go on that stands for the commit: QEMU would abort if
+/// a write of the guest's waited (see must_stop_guest()).
+TEST_P(StandingGuest, GivesUpWhereSomebodyElseLetsTheGuestGoOn) {
+  points_.backup();
+  int refused = 0;
+  int commands = 0;
+  for (;; ++commands) {
+    ASSERT_LT(commands, kMostCommands);
+    const std::optional<Outcome> outcome = commit_disturbed("cont", commands);
+    if (!outcome)
+      break;
+    if (outcome->status != 0) {
+      EXPECT_THAT(outcome->err, HasSubstr("somebody else has let the guest go on"));
+      ++refused;
+    } else {
+      EXPECT_EQ(disturbed_before_, "job-finalize");  // too late to be seen
+    }
+    EXPECT_TRUE(guest_runs());
+    EXPECT_NE(status_of_job(), "pending");
+    run_ok(points_.command("recover"));
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+    expect_all_is_well();
+  }
+  EXPECT_EQ(refused, commands - 1);
+  EXPECT_GE(refused, 4);
+  machine_.quit();
+  EXPECT_EQ(machine_.difference_from_model(machine_.disks().front()), "");
+}
+
+/// It is "prelaunch" then, no more "paused".
+TEST_P(StandingGuest, LetsAGuestGoOnThatWasResetMeanwhile) {
+  points_.backup();
+  int commands = 0;
+  for (;; ++commands) {
+    ASSERT_LT(commands, kMostCommands);
+    const std::optional<Outcome> outcome = commit_disturbed("system_reset", commands);
+    if (!outcome)
+      break;
+    EXPECT_EQ(outcome->status, 0) << outcome->err;
+    EXPECT_TRUE(guest_runs());
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+    expect_all_is_well();
+  }
+  EXPECT_GE(commands, 3);
+  machine_.quit();
+  EXPECT_EQ(machine_.difference_from_model(machine_.disks().front()), "");
+}
+
 INSTANTIATE_TEST_SUITE_P(Held, CommitGuard, ::testing::Values("qcow2", "raw"),
                          [](const auto& row) { return std::string(row.param); });
+
+INSTANTIATE_TEST_SUITE_P(Held, StandingGuest, ::testing::Values("raw"));
 
 }  // namespace
 }  // namespace nbdelta::testing

@@ -41,7 +41,7 @@ class Crash : public ::testing::TestWithParam<const char*> {
     std::this_thread::sleep_for(delay);
     phase_ = points_.phase();
     kill(nbdelta.pid());
-    const auto outcome = nbdelta.wait(120s);
+    const auto outcome = nbdelta.wait(kDefaultTimeout);
     if (!outcome)
       throw std::runtime_error("nbdelta does not end");
     std::cout << fmt::format("  {:6.1f} ms  {:<10}", delay.count(), phase_);

@@ -4,6 +4,7 @@
 #include <thread>
 
 #include "tests/client/session/session_test.hpp"
+#include "tests/support/environment_variable.hpp"
 
 /// `nbdelta begin`, a copy by other software, `nbdelta end`.
 namespace nbdelta::testing {
@@ -170,6 +171,22 @@ TEST_F(External, OverTcp) {
     EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
     end("--failure");
   }
+}
+
+/// nbdkit 1.32 takes no connection any more where who started it ends before its first process has.
+TEST_F(External, EndsWhenTheServerStandsAlone) {
+  const TempFolder programs;
+  const std::string nbdkit = programs / "nbdkit";
+  const std::string stands_alone = programs / "stands-alone";
+  std::ofstream(nbdkit) << "#!/bin/sh\n"
+                        << find_program("nbdkit") << " \"$@\"\nsleep 0.5\ntouch " << stands_alone
+                        << "\n";
+  std::filesystem::permissions(nbdkit, std::filesystem::perms::owner_all);
+  const std::string path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): one thread
+  const EnvironmentVariable variable("PATH", programs.path() + ":" + path);
+  begin();
+  EXPECT_TRUE(std::filesystem::exists(stands_alone));
+  end("--failure");
 }
 
 /// Who cannot be told the URIs cannot end the session on his own.

@@ -221,7 +221,7 @@ TEST(GuestSession, QemuThatIsKilledLosesNothing) {
     Background nbdelta(session.command("backup"));
     std::this_thread::sleep_for(60ms + point * 100ms);
     session.guest().kill();
-    const auto outcome = nbdelta.wait(120s);
+    const auto outcome = nbdelta.wait(kDefaultTimeout);
     ASSERT_TRUE(outcome);
     Command recover = nbdelta_command({"recover", "--vm", "vm", "--to", session.repository()});
     for (const GuestDisk& each : session.disks())

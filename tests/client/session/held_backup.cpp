@@ -26,7 +26,7 @@ HeldBackup::HeldBackup(const Points& points, const Command& more) {
   ProcessOptions options;
   options.environment = {"PATH=" + programs_.path() + ":" + path};
   nbdelta_.emplace(words, options);
-  const auto deadline = std::chrono::steady_clock::now() + 30s;
+  const auto deadline = std::chrono::steady_clock::now() + kDefaultTimeout;
   while (points.phase() != "export") {
     if (!nbdelta_->running() || std::chrono::steady_clock::now() > deadline)
       fail(EIO, "the backup does not get to its pull: {}", nbdelta_->err());
@@ -51,7 +51,7 @@ void HeldBackup::resume() {
 
 Outcome HeldBackup::release() {
   resume();
-  const auto outcome = nbdelta_->wait(60s);
+  const auto outcome = nbdelta_->wait(kDefaultTimeout);
   if (!outcome)
     fail(ETIMEDOUT, "the backup does not end: {}", nbdelta_->err());
   return *outcome;

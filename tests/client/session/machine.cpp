@@ -14,6 +14,7 @@
 
 #include "base/error.hpp"
 #include "tests/client/session/processes.hpp"
+#include "tests/support/environment_variable.hpp"
 #include "tests/support/qemu.hpp"
 
 namespace nbdelta::testing {
@@ -30,10 +31,19 @@ std::string back_end(const MachineDisk& disk) {
   return "/machine/peripheral/" + disk.name + "/virtio-backend";
 }
 
+/// One for the whole process: several machines may live.
+const std::string& temporary_folder() {
+  static const TempFolder folder;
+  static const EnvironmentVariable variable("TMPDIR", folder.path());
+  return folder.path();
+}
+
 }  // namespace
 
 Machine::Machine(std::vector<MachineDisk> disks, Command extra_arguments)
-    : disks_(std::move(disks)), extra_arguments_(std::move(extra_arguments)) {
+    : temporary_(temporary_folder()),
+      disks_(std::move(disks)),
+      extra_arguments_(std::move(extra_arguments)) {
   for (const MachineDisk& disk : disks_) {
     if (disk.backing.empty()) {
       create_image(image(disk), disk.format, disk.size, disk.options);
@@ -104,7 +114,7 @@ void Machine::start(const Command& environment) {
   words.insert(words.end(), extra_arguments_.begin(), extra_arguments_.end());
   qemu_ = std::make_unique<Background>(
       words, ProcessOptions{.input = {}, .environment = environment, .folder = {}});
-  const auto deadline = std::chrono::steady_clock::now() + 30s;
+  const auto deadline = std::chrono::steady_clock::now() + kDefaultTimeout;
   while (!control_) {
     try {
       control_.emplace(folder_ / "control");
@@ -114,28 +124,28 @@ void Machine::start(const Command& environment) {
       std::this_thread::sleep_for(5ms);
     }
   }
-  control_->read_line(30s);
+  control_->read_line(kDefaultTimeout);
   command("qmp_capabilities");
 }
 
 void Machine::kill() {
   control_.reset();
   qemu_->signal(SIGKILL);
-  qemu_->wait(30s);
+  qemu_->wait(kDefaultTimeout);
   qemu_.reset();
 }
 
 void Machine::quit() {
   command("quit");
   control_.reset();
-  qemu_->wait(30s);
+  qemu_->wait(kDefaultTimeout);
   qemu_.reset();
 }
 
 json::value Machine::command(const std::string& name, const json::object& arguments) try {
   control_->send(json::serialize(json::object{{"execute", name}, {"arguments", arguments}}) + "\n");
   while (true) {
-    const json::value answer = json::parse(control_->read_line(60s));
+    const json::value answer = json::parse(control_->read_line(kDefaultTimeout));
     if (const json::value* value = answer.as_object().if_contains("return"))
       return *value;
     if (answer.as_object().contains("error"))
@@ -221,6 +231,11 @@ std::vector<std::string> Machine::leftovers() {
   for (const auto& entry : fs::directory_iterator(folder()))
     if (entry.path().filename().string().starts_with("nbdelta-"))
       found.push_back("file " + entry.path().filename().string());
+  for (const auto& entry : fs::directory_iterator(temporary_)) {
+    const std::string name = entry.path().filename();
+    if (name.starts_with("nbdelta-") && !name.starts_with("nbdelta-test"))
+      found.push_back("temporary " + name);
+  }
   std::sort(found.begin(), found.end());
   return found;
 }

@@ -75,6 +75,7 @@ class Machine {
   void qemu_io_in_guest(const MachineDisk& disk, const std::string& what);
   Command disk_arguments(const MachineDisk& disk) const;
 
+  const std::string& temporary_;  // the folder for all processes' temporary files
   TempFolder folder_;
   std::vector<MachineDisk> disks_;
   Command extra_arguments_;

@@ -56,6 +56,26 @@ TEST_F(StackElsewhere, OfTrackingByOverlayIsFoundFromItsBase) {
   expect_found_and_committed();
 }
 
+/// A guest that was copied with its repository: both copies know the same sessions.
+TEST_F(StackElsewhere, IsLeftAloneWhereAnotherQemuRunsOnIt) {
+  points_.backup(in_folder_);
+  begin(points_, in_folder_);
+  {
+    Machine copy({{.name = "vda", .size = 64 << 20}});
+    Points points(copy);
+    fs::copy(points_.repository(), points.repository(), fs::copy_options::recursive);
+    const Outcome recover = run(points.command("recover", in_folder_));
+    EXPECT_THAT(recover.out + recover.err, HasSubstr("somebody else has it open")) << recover.err;
+    EXPECT_FALSE(fs::is_empty(overlays_.path()));
+    copy.quit();
+  }
+  machine_.write(disk_, "write -P 78 2M 64k");
+  end(points_, {"--success"});
+  machine_.quit();
+  EXPECT_EQ(machine_.difference_from_model(disk_), "");
+  EXPECT_TRUE(fs::is_empty(overlays_.path()));
+}
+
 TEST_F(StackElsewhere, AfterACommitThatDidNotCatchUpIsFoundFromItsBase) {
   begin(points_, in_folder_);
   end(points_, {"--success"});

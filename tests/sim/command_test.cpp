@@ -1,0 +1,151 @@
+#include <fmt/format.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <string>
+
+#include "tests/sim/live.hpp"
+#include "tests/support/process.hpp"
+#include "tests/support/temp_folder.hpp"
+
+/// What nbdelta-sim says about what it is given.
+namespace nbdelta::testing {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr const char* kIdle = R"({"disks": [{"name": "vda", "size": "1 MiB"}]})";
+
+/// stderr of what must fail with status 1.
+std::string refusal(const Command& more) {
+  Command words{NBDELTA_SIM};
+  words.insert(words.end(), more.begin(), more.end());
+  const Outcome outcome = run(words);
+  EXPECT_EQ(outcome.status, 1) << outcome.out;
+  return outcome.err;
+}
+
+TEST(SimCommands, AnIntervalHasLimits) {
+  for (const char* interval : {"0 s", "999 ms", "25 h", "100000 h"})
+    EXPECT_EQ(
+        refusal({"forecast", "--interval", interval}),
+        fmt::format("nbdelta-sim: --interval: '{}' is out of range: 1 s to 24 h\n", interval));
+  for (const char* interval : {"-1 s", "10", "soon"}) {
+    const std::string said = refusal({"forecast", std::string("--interval=") + interval});
+    EXPECT_THAT(said, HasSubstr(fmt::format("--interval: '{}' is not a time", interval)));
+    EXPECT_THAT(said, HasSubstr("allowed are 1 s to 24 h"));
+  }
+  EXPECT_THAT(refusal({"forecast", "--commit-deadline", "0 s"}),
+              HasSubstr("--commit-deadline: '0 s' is out of range: 1 s to 24 h"));
+  run_ok({NBDELTA_SIM, "forecast", "--runs", "1", "--pattern", "idle", "--disk-size", "1 MiB",
+          "--interval", "1 s"});
+}
+
+TEST(SimCommands, AForecastGivesUpWhenNbdeltaWould) {
+  const std::string table =
+      run_ok({NBDELTA_SIM, "forecast", "--runs", "2", "--write-rate", "unlimited", "--disk-size",
+              "64 MiB", "--storage", "20 MiB/s", "--commit-deadline", "2 s"});
+  EXPECT_THAT(table, HasSubstr("2 of 2 commits did not end"));
+}
+
+/// On no terminal: stderr has errors alone.
+TEST(SimCommands, ProgressIsForTerminals) {
+  const Outcome explored = run({NBDELTA_SIM, "explore", "--seeds", "1..40"});
+  EXPECT_EQ(explored.status, 0);
+  EXPECT_EQ(explored.err, "");
+}
+
+TEST(SimCommands, AFolderInPlaceOfAFileIsNamed) {
+  const TempFolder folder;
+  const std::string there = folder / "there";
+  std::filesystem::create_directory(there);
+  std::ofstream(folder / "idle.json") << kIdle;
+  const std::string scenario = folder / "idle.json";
+  const struct {
+    const char* name;
+    Command command;
+  } kCases[] = {
+      {"a scenario", {"forecast", "--scenario", there}},
+      {"a scenario of run", {"run", "--scenario", there, "--dir", folder / "guest"}},
+      {"a scenario of gate", {"gate", there}},
+      {"a run", {"report", there, "--to", folder / "report"}},
+      {"a record of forecast",
+       {"forecast", "--scenario", scenario, "--runs", "1", "--record", there}},
+      {"a record of explore", {"explore", "--seeds", "1..1", "--record", there}},
+      {"a gate's table", {"gate", scenario, "--runs", "1", "--json", there}},
+  };
+  for (const auto& each : kCases) {
+    SCOPED_TRACE(each.name);
+    EXPECT_THAT(refusal(each.command), HasSubstr(there + ": "));
+  }
+}
+
+TEST(SimCommands, AnImageThatCannotBeOpenedIsNamed) {
+  const TempFolder folder;
+  std::ofstream(folder / "idle.json") << kIdle;
+  const std::string guest = folder / "guest";
+  const std::string image = guest + "/vda.qcow2";
+  const Command run_it{"run", "--scenario", folder / "idle.json", "--dir", guest};
+  std::filesystem::create_directory(guest);
+
+  std::ofstream(image).flush();
+  EXPECT_EQ(refusal(run_it), fmt::format("nbdelta-sim: {}: Image is not in qcow2 format\n", image));
+  std::filesystem::remove(image);
+  std::filesystem::create_directory(image);
+  EXPECT_THAT(refusal(run_it), HasSubstr(image));
+  std::filesystem::remove(image);
+  std::ofstream(folder / "file").flush();
+  EXPECT_THAT(refusal({"run", "--scenario", folder / "idle.json", "--dir", folder / "file"}),
+              HasSubstr(folder / "file"));
+}
+
+TEST(SimCommands, AnImageThatAnotherProcessHasIsNamed) {
+  LiveSim sim(kIdle);
+  const std::string image = sim.image("vda.qcow2");
+  const Outcome second = run(sim.run_command());
+  EXPECT_EQ(second.status, 1);
+  EXPECT_THAT(second.err, HasSubstr(image + ": "));
+  EXPECT_THAT(second.err, HasSubstr("lock"));
+}
+
+TEST(SimCommands, WhatIsNoImageIsNamedByTheCheck) {
+  LiveSim sim(kIdle);
+  const TempFolder folder;
+  const std::string there = folder / "there.qcow2";
+  std::filesystem::create_directory(there);
+  std::ofstream(folder / "empty.qcow2").flush();
+  for (const std::string& image : {there, folder / "empty.qcow2"}) {
+    const Outcome outcome = sim.check({"vda=" + image});
+    EXPECT_EQ(outcome.status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr(image + ": "));
+  }
+}
+
+/// An earlier one had more sessions.
+TEST(SimCommands, AReportLeavesNoPicturesOfAnother) {
+  const TempFolder folder;
+  const std::string file = folder / "f.run.json";
+  const std::string report = folder / "report";
+  run_ok({NBDELTA_SIM, "forecast", "--runs", "1", "--pattern", "idle", "--disk-size", "1 MiB",
+          "--interval", "1 s", "--record", file});
+  std::filesystem::create_directory(report);
+  std::ofstream(report + "/mine.svg").flush();
+  const auto pictures = [&] {
+    std::set<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(report))
+      names.insert(entry.path().filename());
+    return names;
+  };
+  run_ok({NBDELTA_SIM, "report", file, "--to", report});
+  EXPECT_TRUE(pictures().contains("session-6-window.svg"));
+  run_ok({NBDELTA_SIM, "report", file, "--to", report, "--details", "1"});
+  EXPECT_EQ(pictures(),
+            (std::set<std::string>{"budget.svg", "mine.svg", "report.html", "session-1.svg",
+                                   "session-1-window.svg", "windows.svg"}));
+}
+
+}  // namespace
+}  // namespace nbdelta::testing
