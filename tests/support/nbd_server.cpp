@@ -48,7 +48,7 @@ Command nbdkit_command() {
     return {nbdkit};
   // The runtime's leak check would report nbdkit's own.
   return {"env", fmt::format("LD_PRELOAD={}", kSanitizerPreload), "ASAN_OPTIONS=detect_leaks=0",
-          nbdkit};
+          "TSAN_OPTIONS=suppressions=" NBDELTA_TSAN_SUPPRESSIONS, nbdkit};
 }
 
 std::string delta_plugin() {
