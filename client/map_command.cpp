@@ -1,11 +1,13 @@
 #include "client/map_command.hpp"
 
-#include <fmt/compile.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <deque>
+#include <future>
 #include <memory>
 #include <optional>
 #include <string_view>
@@ -15,6 +17,7 @@
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
 #include "client/nbd/map_reader.hpp"
+#include "client/nbd/packed_export.hpp"
 #include "client/pull/direct_source.hpp"
 #include "client/source_options.hpp"
 
@@ -54,47 +57,89 @@ constexpr std::string_view meaning(State state, bool changes) {
   return "";
 }
 
-/// Text for standard output, where there may be ten million lines.
-class Lines {
+/// Text for standard output, where there may be ten million lines: as fast as it can be written.
+class Text {
  public:
-  template <class Format, class... Args>
-  void add(Format format, const Args&... args) {
-    fmt::format_to(std::back_inserter(text_), format, args...);
-    if (text_.size() >= kWritten)
-      write();
+  static constexpr std::size_t kLongestLine = 160;
+
+  explicit Text(std::size_t lines)
+      : text_(std::make_unique_for_overwrite<char[]>(lines * kLongestLine)), end_(text_.get()) {}
+
+  Text& operator<<(std::string_view more) {
+    end_ = std::copy(more.begin(), more.end(), end_);
+    return *this;
   }
-  void write() {
-    std::fwrite(text_.data(), 1, text_.size(), stdout);  // its error is seen by fflush()
-    text_.clear();
+  Text& operator<<(std::uint64_t number) {
+    const fmt::format_int digits(number);
+    return *this << std::string_view(digits.data(), digits.size());
+  }
+  /// To the right of a column; a number that is too long for it is not cut.
+  Text& column(std::uint64_t number) {
+    constexpr std::size_t kWidth = 16;
+    constexpr std::uint64_t kTooLong = 10'000'000'000'000'000;
+    if (number >= kTooLong)
+      return *this << number;
+    std::fill_n(end_, kWidth, ' ');
+    char* digit = end_ += kWidth;
+    do
+      *--digit = static_cast<char>('0' + number % 10);
+    while ((number /= 10) != 0);
+    return *this;
+  }
+  void write() const {  // its error is seen by fflush()
+    std::fwrite(text_.get(), 1, static_cast<std::size_t>(end_ - text_.get()), stdout);
   }
 
  private:
-  static constexpr std::size_t kWritten = 64 * kKiB;
-  fmt::memory_buffer text_;
+  std::unique_ptr<char[]> text_;
+  char* end_;
 };
 
-void print_json(const ExtentMap& map) {
-  Lines lines;
-  std::string_view separator = "[\n";
-  for (auto run = map.begin(); !run.at_end(); run.next()) {
-    const Extent& extent = run.extent();
-    lines.add(FMT_COMPILE(R"({}{{ "offset": {}, "length": {}, "type": {}, "description": "{}" }})"),
-              separator, extent.offset, extent.length, static_cast<unsigned>(extent.state),
-              description(extent.state));
-    separator = ",\n";
+/// `add_line(text, extent)` for each run. Several threads make the text, this one writes it.
+template <class AddLine>
+void print_lines(const ExtentMap& map, AddLine add_line) {
+  constexpr std::size_t kRuns = 16'384;  // that one thread takes at a time: a MiB of text
+  constexpr std::size_t kAhead = 4;
+  std::deque<std::future<Text>> parts;
+  const auto write_part = [&] {
+    parts.front().get().write();
+    parts.pop_front();
+  };
+  for (auto cursor = map.begin(); !cursor.at_end();) {
+    auto first = cursor;
+    std::size_t runs = 0;
+    for (; runs < kRuns && !cursor.at_end(); cursor.next())
+      ++runs;
+    const bool is_all = parts.empty() && cursor.at_end();
+    parts.push_back(std::async(is_all ? std::launch::deferred : std::launch::async,
+                               [&add_line, first, runs]() mutable {
+                                 Text text(runs);
+                                 for (std::size_t i = 0; i < runs; ++i, first.next())
+                                   add_line(text, first.extent());
+                                 return text;
+                               }));
+    if (parts.size() > kAhead)
+      write_part();
   }
-  lines.add(FMT_COMPILE("{}\n]\n"), map.size() == 0 ? "[" : "");
-  lines.write();
+  while (!parts.empty())
+    write_part();
+}
+
+void print_json(const ExtentMap& map) {
+  print_lines(map, [](Text& text, const Extent& extent) {
+    text << (extent.offset == 0 ? "[\n" : ",\n") << R"({ "offset": )" << extent.offset
+         << R"(, "length": )" << extent.length << R"(, "type": )"
+         << static_cast<std::uint64_t>(extent.state) << R"(, "description": ")"
+         << description(extent.state) << R"(" })";
+  });
+  fmt::print("{}\n]\n", map.size() == 0 ? "[" : "");
 }
 
 void print_table(const ExtentMap& map, bool changes) {
-  Lines lines;
-  for (auto run = map.begin(); !run.at_end(); run.next()) {
-    const Extent& extent = run.extent();
-    lines.add(FMT_COMPILE("{:>16} {:>16}  {}\n"), extent.offset, extent.length,
-              meaning(extent.state, changes));
-  }
-  lines.write();
+  print_lines(map, [changes](Text& text, const Extent& extent) {
+    text.column(extent.offset) << " ";
+    text.column(extent.length) << "  " << meaning(extent.state, changes) << "\n";
+  });
   fmt::print("\n");
   for (const State state : kStates) {
     if (map.extents(state) == 0)
@@ -117,13 +162,14 @@ int run_map_command(const MapOptions& options) {
     if (direct) {
       const pull::DirectSource source(*direct, options.source.full);
       changes = source.shows_changes();
-      map = source.read_map();
+      map = source.read_map(stop.get_token());
       return;
     }
     nbd::Source source(from, options.source.retry_policy(), stop.get_token());
     source.connect();
     changes = source.negotiated().shows_changes();
-    map = nbd::read_map(source);
+    std::optional<nbd::PackedExport> packed = nbd::turn_to_packed(source);
+    map = packed ? std::move(packed->map) : nbd::read_map(source);
   }});
   if (status != kDone)
     return status;

@@ -1,7 +1,6 @@
 #include "image/block_cache.hpp"
 
 #include <algorithm>
-#include <array>
 #include <iterator>
 
 namespace nbdelta::image {
@@ -10,8 +9,6 @@ namespace {
 constexpr std::size_t kShards = 8;
 constexpr std::size_t kLeastBlocks =
     128;  // of each: one that is small forgets what is still wanted
-
-std::atomic<std::uint64_t> caches = 0;
 
 std::size_t shards(std::size_t capacity, std::size_t largest_block) {
   return capacity / largest_block < kShards * kLeastBlocks ? 1 : kShards;
@@ -22,8 +19,7 @@ std::size_t shards(std::size_t capacity, std::size_t largest_block) {
 BlockCache::BlockCache(std::size_t capacity, std::size_t largest_block)
     : blocks_of_shard_(
           std::max<std::size_t>(capacity / largest_block / shards(capacity, largest_block), 1)),
-      shards_(shards(capacity, largest_block)),
-      id_(shards_.size() > 1 ? ++caches : 0) {}
+      shards_(shards(capacity, largest_block)) {}
 
 std::shared_ptr<BlockCache::Entry> BlockCache::find_or_add(const Key& key) {
   Recency evicted;  // goes when the mutex is free again
@@ -61,12 +57,6 @@ std::shared_ptr<BlockCache::Bytes> BlockCache::unused_block() const {
 }
 
 std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const Load& load) {
-  // A walk over an image asks for the same two or three blocks again and again.
-  thread_local std::array<Recent, kRecent> recent;
-  thread_local std::size_t oldest = 0;
-  for (const Recent& each : recent)
-    if (id_ != 0 && each.cache == id_ && each.key == key)
-      return each.bytes;
   const std::shared_ptr<Entry> entry = find_or_add(key);
   const std::lock_guard lock(entry->loading);
   if (entry->bytes == nullptr) {
@@ -75,8 +65,6 @@ std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const L
     load(*block);
     entry->bytes = block;
   }
-  if (id_ != 0)
-    recent[oldest++ % kRecent] = {.cache = id_, .key = key, .bytes = entry->bytes};
   return entry->bytes;
 }
 

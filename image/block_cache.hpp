@@ -17,8 +17,7 @@ namespace nbdelta::image {
 ///
 /// Invariants
 /// 1. The blocks that the cache holds take at most `capacity` bytes. What a caller still holds or
-///    loads may outlive its place in the cache, one block a thread; and where the cache has room
-///    for a thousand blocks, so may the last four that a thread has asked for.
+///    loads may outlive its place in the cache, one block a thread.
 /// 2. A block is loaded by one thread at a time; others that ask for it wait for that load.
 /// 3. A load that threw leaves nothing behind; the next asker tries again.
 /// 4. A block's memory goes to the next block, not back to malloc: blocks that one thread allocates
@@ -72,20 +71,11 @@ class BlockCache {
     std::unordered_map<Key, Recency::iterator, Hash> index;
   };
 
-  /// What a thread asked for last, of whichever cache.
-  struct Recent {
-    std::uint64_t cache = 0;
-    Key key;
-    std::shared_ptr<const Bytes> bytes;
-  };
-  static constexpr std::size_t kRecent = 4;
-
   std::shared_ptr<Entry> find_or_add(const Key& key);
   std::shared_ptr<Bytes> unused_block() const;
 
   const std::size_t blocks_of_shard_;
   std::vector<Shard> shards_;
-  const std::uint64_t id_;  // never another cache's; 0: nothing is kept for threads
   const std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();
   std::atomic<std::uint64_t> loads_{0};
 };

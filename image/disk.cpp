@@ -138,20 +138,26 @@ Disk::Place Disk::place_at(std::uint64_t offset, std::uint64_t limit) const {
 
 void Disk::for_each_extent(std::uint64_t offset, std::uint64_t length,
                            const ExtentSink& sink) const {
+  Walk walks = new_walk();
+  for_each_extent(offset, length, walks, sink);
+}
+
+void Disk::for_each_extent(std::uint64_t offset, std::uint64_t length, Walk& walks,
+                           const ExtentSink& sink) const {
   invariant(missing_backing_.empty(), "allocation is asked of a complete chain only");
-  walk(0, offset, length, sink);
+  walk(0, offset, length, walks, sink);
 }
 
 /// Returns false where the sink ended the walk.
-bool Disk::walk(std::size_t depth, std::uint64_t offset, std::uint64_t length,
+bool Disk::walk(std::size_t depth, std::uint64_t offset, std::uint64_t length, Walk& walks,
                 const ExtentSink& sink) const {
   const std::uint64_t end = offset + length;
   const std::uint64_t layer_end = depth < layers_.size() ? layers_[depth]->size() : 0;
   while (offset < std::min(end, layer_end)) {
-    const Run run = layers_[depth]->run_at(offset, std::min(end, layer_end) - offset);
+    const Run run = layers_[depth]->run_at(offset, std::min(end, layer_end) - offset, walks[depth]);
     const bool go_on =
         run.allocation == Allocation::unallocated
-            ? walk(depth + 1, offset, run.length, sink)
+            ? walk(depth + 1, offset, run.length, walks, sink)
             : sink({.offset = offset,
                     .length = run.length,
                     .state = run.allocation == Allocation::zero ? State::zero : State::data});

@@ -71,6 +71,12 @@ class Disk {
   /// Requires missing_backing() to be empty and offset + length <= size().
   void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink) const;
 
+  /// For many calls of the next one whose offsets ascend.
+  using Walk = std::vector<LayerWalk>;
+  Walk new_walk() const { return Walk(layers_.size()); }
+  void for_each_extent(std::uint64_t offset, std::uint64_t length, Walk& walk,
+                       const ExtentSink& sink) const;
+
   /// Where bytes of the disk stand as they are in one of its files.
   struct Place {
     const File* file = nullptr;  // null: nowhere; they are zeros, or compressed
@@ -88,7 +94,7 @@ class Disk {
  private:
   class Caches;
   Disk();
-  bool walk(std::size_t depth, std::uint64_t offset, std::uint64_t length,
+  bool walk(std::size_t depth, std::uint64_t offset, std::uint64_t length, Walk& walks,
             const ExtentSink& sink) const;
   void will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end) const;
   void read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset) const;

@@ -4,6 +4,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <span>
 #include <vector>
 
 #include "image/extent.hpp"
@@ -32,6 +33,9 @@ class ExtentMap {
   /// Adds `length` bytes at the end. Throws Error (ENOMEM) past the memory limit, (EOVERFLOW) past
   /// 2^63-1 bytes.
   void append(std::uint64_t length, State state);
+  /// Adds all of `more`, which is left empty; most of its blocks are taken as they are. size() must
+  /// be a multiple of 1 GiB, or alignment() may be less than it could be.
+  void append(ExtentMap&& more);
 
   /// Bytes that the map covers.
   std::uint64_t size() const { return size_; }
@@ -63,6 +67,9 @@ class ExtentMap {
   /// At the run that holds `offset`; at_end() where offset >= size().
   Cursor at(std::uint64_t offset) const;
   Cursor begin() const { return at(0); }
+  /// At the run that holds that byte of all in state `data`, counted from the disk's start;
+  /// at_end() where there are no more than so many.
+  Cursor at_data(std::uint64_t data_before) const;
 
   /// Calls the sink for the part of each run that lies in [offset, offset + length).
   void for_each(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink) const;
@@ -71,8 +78,16 @@ class ExtentMap {
   /// end of every run but the end of the disk.
   std::uint64_t alignment(std::uint64_t limit) const;
 
- private:
+  /// The map as it travels (docs/extents.md, "Packed exports"): blocks of so many bytes.
   static constexpr std::size_t kBlockBytes = 4096;
+  std::uint64_t encoded_size() const;
+  /// Bytes [offset, offset + out.size()) of that; requires that there are as many.
+  void copy_encoded(std::span<std::byte> out, std::uint64_t offset) const;
+  /// Adds the runs of one such block, which may come from anybody. Throws Error (EPROTO) that says
+  /// what is wrong with it.
+  void append_encoded(std::span<const std::byte, kBlockBytes> encoded);
+
+ private:
   struct Block {
     std::uint64_t offset = 0;
     std::uint64_t data_before = 0;
@@ -81,6 +96,7 @@ class ExtentMap {
   };
 
   void encode_pending();
+  Block& add_block();
 
   std::size_t memory_limit_;
   std::vector<Block> blocks_;

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/file.hpp"
+#include "image/metadata.hpp"
 
 namespace nbdelta::image {
 
@@ -32,6 +33,12 @@ struct Run {
                              // compressed: what the layer needs to find it again
 };
 
+/// What somebody who goes through an image from its start to its end saw of its tables last.
+struct LayerWalk {
+  MetadataWindow outer;  // of qcow2's L1 table
+  MetadataWindow inner;  // of its L2 tables
+};
+
 /// One image file of a backing chain. Constant after it was opened; every function is safe to call
 /// from several threads. A damaged image is an Error with file, place and value.
 class Layer {
@@ -49,6 +56,11 @@ class Layer {
 
   /// The run at `offset`, 1 to `limit` bytes long. Requires limit > 0, offset + limit <= size().
   virtual Run run_at(std::uint64_t offset, std::uint64_t limit) const = 0;
+
+  /// The same for a walk.
+  virtual Run run_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& /*walk*/) const {
+    return run_at(offset, limit);
+  }
 
   /// As run_at, for a caller that is about to read: where reading a hole costs less than finding
   /// its end, the hole may count as data.

@@ -10,6 +10,17 @@
 
 namespace nbdelta::image {
 
+/// What somebody who goes through a table saw of it last; for one thread.
+class MetadataWindow {
+ private:
+  friend class MetadataReader;
+  std::uint64_t begin_ = 0;  // bytes [begin_, end_) of the file
+  std::uint64_t end_ = 0;
+  const std::byte* bytes_ = nullptr;
+  std::shared_ptr<const BlockCache::Bytes> block_;  // holds them, or
+  BlockCache::Bytes own_;
+};
+
 /// Reads tables (L1, L2, bitmaps) of one image file through a cache of aligned blocks of the file,
 /// so that no table needs to be in memory as a whole. Safe to call from several threads.
 class MetadataReader {
@@ -17,6 +28,7 @@ class MetadataReader {
   /// What one read fetches. 4 KiB hold the L2 entries of 32 MiB at 64 KiB a cluster: where little
   /// of a large disk has changed, more would be copied for nothing.
   static constexpr std::size_t kBlock = 4 * 1024;
+  static constexpr std::size_t kLongestRead = 64 * 1024;
 
   /// `file` and `cache` must outlive the reader; `source` tells the file from others in the cache.
   MetadataReader(const File& file, BlockCache& cache, std::uint64_t source)
@@ -45,6 +57,12 @@ class MetadataReader {
   /// where it is past the end of the file.
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table) const;
 
+  /// The same for somebody who goes through the table: what the window shows costs next to nothing,
+  /// and the further one went the more is read at a time, up to kLongestRead, past the cache. Valid
+  /// until the window is used again.
+  Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table,
+                  MetadataWindow& window) const;
+
   /// Bytes [offset, offset + length), cut where a block ends; at least one byte.
   struct View {
     std::shared_ptr<const BlockCache::Bytes> block;
@@ -53,6 +71,9 @@ class MetadataReader {
   View bytes(std::uint64_t offset, std::uint64_t length, std::string_view table) const;
 
  private:
+  void move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length,
+                   std::string_view table) const;
+
   const File* file_;
   BlockCache* cache_;
   std::uint64_t source_;

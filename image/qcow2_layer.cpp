@@ -71,13 +71,30 @@ std::uint64_t Qcow2Layer::check_l2_offset(std::uint64_t l1_entry, std::uint64_t 
 }
 
 Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit) const {
-  const std::uint64_t covered = header_.l2_entries() << header_.cluster_bits;
-  const std::uint64_t index = offset / covered;
-  const auto l1 = metadata_.entries(header_.l1_offset + index * sizeof(be64),
-                                    header_.l1_entries - index, "L1 table");
+  return run_at(offset, limit, [this](auto, auto... place) { return metadata_.entries(place...); });
+}
+
+Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& walk) const {
+  return run_at(offset, limit, [&](MetadataWindow LayerWalk::*window, auto... place) {
+    return metadata_.entries(place..., walk.*window);
+  });
+}
+
+template <class Entries>
+Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit, Entries entries) const {
+  const std::uint64_t index =
+      offset >> header_.cluster_bits >> std::countr_zero(header_.l2_entries());
+  const auto l1 = entries(&LayerWalk::outer, header_.l1_offset + index * sizeof(be64),
+                          header_.l1_entries - index, "L1 table");
   if ((l1[0] & kOffsetMask) == 0)
     return run_without_l2(offset, limit, l1);
-  return run_in_l2(check_l2_offset(l1[0], offset), offset, limit);
+  const std::uint64_t table = check_l2_offset(l1[0], offset);
+  const std::size_t words = header_.l2_entry_size() / sizeof(be64);
+  const std::uint64_t first = (offset >> header_.cluster_bits) & (header_.l2_entries() - 1);
+  return run_in_l2(table,
+                   entries(&LayerWalk::inner, table + first * header_.l2_entry_size(),
+                           (header_.l2_entries() - first) * words, "L2 table"),
+                   offset, limit);
 }
 
 Run Qcow2Layer::run_without_l2(std::uint64_t guest, std::uint64_t limit,
@@ -93,11 +110,9 @@ Run Qcow2Layer::run_without_l2(std::uint64_t guest, std::uint64_t limit,
 }
 
 /// Joins the pieces of neighbouring clusters, within one block of the metadata cache.
-Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, std::uint64_t guest, std::uint64_t limit) const {
+Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, const MetadataReader::Entries& entries,
+                          std::uint64_t guest, std::uint64_t limit) const {
   const std::size_t words = header_.l2_entry_size() / sizeof(be64);
-  std::uint64_t index = (guest >> header_.cluster_bits) & (header_.l2_entries() - 1);
-  const auto entries = metadata_.entries(l2_table + index * header_.l2_entry_size(),
-                                         (header_.l2_entries() - index) * words, "L2 table");
   Run run;
   for (std::size_t i = 0; i + words <= entries.size() && run.length < limit; i += words) {
     const std::uint64_t position = guest + run.length;

@@ -42,6 +42,7 @@ class Qcow2Layer final : public Layer {
   const std::string& name() const override { return files_.metadata.name(); }
   std::uint64_t size() const override { return header_.size; }
   Run run_at(std::uint64_t offset, std::uint64_t limit) const override;
+  Run run_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& walk) const override;
   void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const override;
   const File& data_file() const override { return data_.file(); }
   void will_need(const Run& run) const override;
@@ -64,7 +65,11 @@ class Qcow2Layer final : public Layer {
   std::uint64_t check_l2_offset(std::uint64_t l1_entry, std::uint64_t guest) const;
   Run run_without_l2(std::uint64_t guest, std::uint64_t limit,
                      const MetadataReader::Entries& l1) const;
-  Run run_in_l2(std::uint64_t l2_table, std::uint64_t guest, std::uint64_t limit) const;
+  /// `entries(offset, count, table)` reads a table.
+  template <class Entries>
+  Run run_at(std::uint64_t offset, std::uint64_t limit, Entries entries) const;
+  Run run_in_l2(std::uint64_t l2_table, const MetadataReader::Entries& entries, std::uint64_t guest,
+                std::uint64_t limit) const;
   Run piece_of_cluster(std::uint64_t descriptor, std::uint64_t guest) const;
   Run piece_of_subclusters(std::uint64_t descriptor, std::uint64_t bitmap,
                            std::uint64_t guest) const;

@@ -314,6 +314,11 @@ void Qcow2Overlay::write(std::span<const std::byte> data, std::uint64_t offset) 
                  });
 }
 
+void Qcow2Overlay::write_packed(std::span<const std::byte> data, std::uint64_t data_before) const {
+  invariant(data_before + data.size() <= map_->bytes(State::data), "there is that much data");
+  file_->write_at(data, data_start_ + data_before);
+}
+
 bool Qcow2Overlay::copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
                              std::uint64_t offset) const {
   return for_each_place(

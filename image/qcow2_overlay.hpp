@@ -41,6 +41,9 @@ class Qcow2Overlay {
   /// are left out. Safe to call from several threads.
   void write(std::span<const std::byte> data, std::uint64_t offset) const;
 
+  /// Fills what comes after the first `data_before` bytes in state `data` with the next ones.
+  void write_packed(std::span<const std::byte> data, std::uint64_t data_before) const;
+
   /// As write(), by the kernel; see File::copy_from().
   bool copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
                  std::uint64_t offset) const;

@@ -1,7 +1,13 @@
 #include "image/view.hpp"
 
 #include <algorithm>
+#include <atomic>
+#include <future>
 #include <utility>
+#include <vector>
+
+#include "base/arithmetic.hpp"
+#include "base/units.hpp"
 
 namespace nbdelta::image {
 namespace {
@@ -17,8 +23,9 @@ void walk_top_layer(const Disk& disk, std::uint64_t offset, std::uint64_t length
   // A raw image has no backing file: its holes are its own.
   const State unallocated = disk.qcow2() != nullptr ? State::unchanged : State::zero;
   const std::uint64_t end = offset + length;
+  LayerWalk walk;
   while (offset < end) {
-    const Run run = disk.layer(0).run_at(offset, end - offset);
+    const Run run = disk.layer(0).run_at(offset, end - offset, walk);
     State state = State::data;
     if (run.allocation == Allocation::unallocated)
       state = unallocated;
@@ -38,6 +45,7 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
                 const ExtentSink& sink) {
   const std::uint64_t end = offset + length;
   const bool is_raw = disk.qcow2() == nullptr;
+  Disk::Walk walk = disk.new_walk();
   Extent known{.offset = offset, .length = 0, .state = State::data};  // the last answer
   dirty(offset, length, [&](const Extent& extent) {
     if (extent.state == State::unchanged)
@@ -49,7 +57,7 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
     };
     bool go_on = position >= known.end() || pass_on(known);
     if (go_on && position < extent.end())
-      disk.for_each_extent(position, (is_raw ? end : extent.end()) - position,
+      disk.for_each_extent(position, (is_raw ? end : extent.end()) - position, walk,
                            [&](const Extent& allocation) {
                              known = allocation;
                              go_on = pass_on(allocation);
@@ -83,6 +91,47 @@ void View::for_each_extent(std::uint64_t offset, std::uint64_t length,
         },
         *disk_, offset, length, sink);
   }
+}
+
+ExtentMap read_map(const View& view, const std::function<void()>& check) {
+  constexpr std::uint64_t kMostParts = 64;
+  constexpr std::size_t kThreads =
+      4;  // also on fewer processors: a disk has several heads, or none
+  constexpr unsigned kBetweenChecks = 1024;
+  const std::uint64_t size = view.disk().size();
+  const std::uint64_t part_size =
+      std::max(round_up(div_round_up(size, kMostParts), kGiB), std::uint64_t{kGiB});
+  std::vector<ExtentMap> parts(div_round_up(size, part_size));
+  std::atomic<std::size_t> next = 0;
+  std::atomic<bool> failed = false;
+  const auto read_parts = [&] {
+    try {
+      for (std::size_t i = next++; i < parts.size() && !failed; i = next++) {
+        const std::uint64_t offset = i * part_size;
+        unsigned unchecked = 0;
+        check();
+        view.for_each_extent(offset, std::min(part_size, size - offset), [&](const Extent& extent) {
+          parts[i].append(extent.length, extent.state);
+          if (++unchecked % kBetweenChecks == 0)
+            check();
+          return true;
+        });
+      }
+    } catch (...) {
+      failed = true;
+      throw;
+    }
+  };
+  std::vector<std::future<void>> threads;
+  while (threads.size() + 1 < std::min(kThreads, parts.size()))
+    threads.push_back(std::async(std::launch::async, read_parts));
+  read_parts();
+  for (std::future<void>& thread : threads)
+    thread.get();
+  ExtentMap map;
+  for (ExtentMap& part : parts)
+    map.append(std::move(part));
+  return map;
 }
 
 }  // namespace nbdelta::image

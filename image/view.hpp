@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string_view>
 #include <variant>
@@ -45,5 +46,9 @@ class View {
   const Disk* disk_;
   Source source_;
 };
+
+/// All that the view says, read by several threads at once. `check` is called now and then, by any
+/// of them; what it throws ends the reading. Throws Error.
+ExtentMap read_map(const View& view, const std::function<void()>& check);
 
 }  // namespace nbdelta::image

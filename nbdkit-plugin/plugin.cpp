@@ -5,15 +5,20 @@
 #include <nbdkit-plugin.h>
 
 #include <algorithm>
+#include <chrono>
 #include <cstdio>
 #include <exception>
 #include <list>
 #include <memory>
+#include <mutex>
 #include <span>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
+#include "image/packed.hpp"
 #include "image/view.hpp"
 #include "nbdkit-plugin/exports.hpp"
 #include "nbdkit-plugin/options.hpp"
@@ -30,12 +35,43 @@ constexpr std::uint64_t kMostExtents = 131'072;
 /// nbdkit refuses a longer list (server/exports.c); those left out can be opened by name.
 constexpr std::size_t kMostListed = 10'000;
 
-/// One export and the readahead window that its connections share.
-struct Served {
+/// Longer than this nobody waits for a packed export to open: its clients have another way.
+constexpr std::chrono::seconds kLongestPacking{5};
+
+/// One export, and what its connections share.
+class Served {
+ public:
   Served(const Export& chosen, std::uint64_t readahead_size)
       : what(chosen), readahead(readahead_size) {}
   const Export& what;
   Readahead readahead;
+
+  /// Kept as long as somebody uses it. Throws Error.
+  std::shared_ptr<const image::Packed> packed() {
+    const std::lock_guard guard(mutex_);
+    std::shared_ptr<const image::Packed> packed = packed_.lock();
+    if (packed == nullptr) {
+      const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
+      packed = std::make_shared<const image::Packed>(what.view, [&] {
+        if (std::chrono::steady_clock::now() > deadline)
+          fail(ETIMEDOUT, "export '{}{}': the map took too long to read", image::Packed::kPrefix,
+               what.name);
+      });
+      packed_ = packed;
+    }
+    return packed;
+  }
+
+ private:
+  std::mutex mutex_;  // guards all below
+  std::weak_ptr<const image::Packed> packed_;
+};
+
+/// One connection's handle.
+struct Connection {
+  Served& served;
+  std::shared_ptr<const image::Packed> packed;  // none: the disk itself is served
+  std::string description;
 };
 
 Options options;
@@ -57,8 +93,12 @@ Result guarded(Result on_error, Body body) noexcept {
   return on_error;
 }
 
+Connection& connection_of(void* handle) {
+  return *static_cast<Connection*>(handle);
+}
+
 const image::View& view_of(void* handle) {
-  return static_cast<Served*>(handle)->what.view;
+  return connection_of(handle).served.what.view;
 }
 
 void unload() {
@@ -109,26 +149,41 @@ int list_exports(int /*readonly*/, int /*is_tls*/, nbdkit_exports* list) {
 
 void* open(int /*readonly*/) {
   return guarded(static_cast<void*>(nullptr), []() -> void* {
-    const Export& wanted = exports->find(nbdkit_export_name());
-    return &*std::find_if(served.begin(), served.end(),
-                          [&](const Served& each) { return &each.what == &wanted; });
+    std::string_view name = nbdkit_export_name();
+    const bool is_packed = name.starts_with(image::Packed::kPrefix);
+    if (is_packed)
+      name.remove_prefix(image::Packed::kPrefix.size());
+    const Export& wanted = exports->find(name);
+    Served& chosen = *std::find_if(served.begin(), served.end(),
+                                   [&](const Served& each) { return &each.what == &wanted; });
+    if (!is_packed)
+      return new Connection{chosen, nullptr, wanted.description};
+    return new Connection{chosen, chosen.packed(),
+                          std::string(image::Packed::kDescription) + wanted.description};
   });
 }
 
+void close(void* handle) {
+  delete &connection_of(handle);
+}
+
 const char* export_description(void* handle) {
-  return static_cast<Served*>(handle)->what.description.c_str();
+  return connection_of(handle).description.c_str();
 }
 
 std::int64_t get_size(void* handle) {
-  return static_cast<std::int64_t>(view_of(handle).disk().size());
+  const auto& packed = connection_of(handle).packed;
+  return static_cast<std::int64_t>(packed == nullptr ? view_of(handle).disk().size()
+                                                     : packed->layout().size());
 }
 
 int can_multi_conn(void* /*handle*/) {
   return 1;
 }
 
-int can_extents(void* /*handle*/) {
-  return 1;
+/// A packed export says what there is to say in its first bytes.
+int can_extents(void* handle) {
+  return connection_of(handle).packed == nullptr ? 1 : 0;
 }
 
 int block_size(void* /*handle*/, std::uint32_t* minimum, std::uint32_t* preferred,
@@ -142,10 +197,18 @@ int block_size(void* /*handle*/, std::uint32_t* minimum, std::uint32_t* preferre
 int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
           std::uint32_t /*flags*/) {
   return guarded(-1, [&] {
-    auto* const connection = static_cast<Served*>(handle);
-    const image::View& view = connection->what.view;
-    connection->readahead.before_read(view, offset, count);
-    view.disk().read({static_cast<std::byte*>(buffer), count}, offset);
+    const Connection& connection = connection_of(handle);
+    const image::View& view = connection.served.what.view;
+    const std::span<std::byte> out(static_cast<std::byte*>(buffer), count);
+    if (connection.packed == nullptr) {
+      connection.served.readahead.before_read(view, offset, count);
+      view.disk().read(out, offset);
+      return 0;
+    }
+    if (const std::uint64_t data = connection.packed->layout().data(); offset >= data)
+      connection.served.readahead.before_read(
+          view, connection.packed->map().at_data(offset - data).extent().offset, count);
+    connection.packed->read(out, offset);
     return 0;
   });
 }
@@ -198,6 +261,7 @@ nbdkit_plugin plugin = [] {
   table.get_ready = get_ready;
   table.list_exports = list_exports;
   table.open = open;
+  table.close = close;
   table.export_description = export_description;
   table.get_size = get_size;
   table.can_multi_conn = can_multi_conn;

@@ -31,6 +31,7 @@ class ConnectionLost : public Error {
 enum class View : std::uint8_t {
   as_named,    // the URI's
   whole_disk,  // the URI's, or where that is a changed view, "image" beside it
+  packed,      // the packed export beside the URI's
 };
 
 struct ConnectOptions {
@@ -132,6 +133,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   void begin_connecting();
   asio::awaitable<void> negotiate();
   asio::awaitable<void> use_whole_disk();
+  void use_packed();
   asio::awaitable<bool> is_changed_view();
   void learn_export();
   void learn_block_sizes();

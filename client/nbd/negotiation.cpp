@@ -7,6 +7,7 @@
 
 #include "base/arithmetic.hpp"
 #include "client/nbd/connection.hpp"
+#include "image/packed.hpp"
 #include "image/view.hpp"
 
 namespace nbdelta::client::nbd {
@@ -69,6 +70,8 @@ void Connection::begin_connecting() {
 asio::awaitable<void> Connection::negotiate() {
   if (options_.view == View::whole_disk)
     co_await use_whole_disk();
+  else if (options_.view == View::packed)
+    use_packed();
   const int error = co_await perform(
       [this](nbd_completion_callback done) { return nbd_aio_opt_go(handle_.get(), done); });
   if (lost())
@@ -91,6 +94,13 @@ asio::awaitable<void> Connection::use_whole_disk() {
     fail_lost();
   if (error != 0)
     nbd_set_export_name(handle_.get(), named.c_str());
+}
+
+void Connection::use_packed() {
+  const std::string packed =
+      fmt::format("{}{}", image::Packed::kPrefix, take_string(nbd_get_export_name(handle_.get())));
+  if (nbd_set_export_name(handle_.get(), packed.c_str()) == -1)
+    fail(ENAMETOOLONG, "{}: {}", name(), libnbd_error());
 }
 
 asio::awaitable<bool> Connection::is_changed_view() {

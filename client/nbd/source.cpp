@@ -30,9 +30,16 @@ void Source::connect(const std::stop_token& give_up) {
   tasks.push_back(fresh->connect());
   run(std::move(tasks), give_up);
   if (export_)
-    check_same(fresh->negotiated());
+    check_same(*export_);
   else
     export_ = fresh->negotiated();
+}
+
+void Source::turn_to(View view) {
+  connection_->disconnect();
+  options_.view = view;
+  export_.reset();
+  connect();
 }
 
 void Source::run(std::vector<asio::awaitable<void>> tasks, const std::stop_token& give_up) {
@@ -78,17 +85,18 @@ void Source::pause() {
     fail(ECANCELED, "interrupted");
 }
 
-void Source::check_same(const Export& again) const {
-  if (again.size != export_->size)
+void Source::check_same(const Export& known) const {
+  const Export& now = connection_->negotiated();
+  if (now.size != known.size)
     fail(EPROTO,
          "{}: after the connection was lost the export came back with another size: {} bytes, "
          "before {}",
-         options_.uri, again.size, export_->size);
-  if (again.changed_view != export_->changed_view || again.has_bitmap != export_->has_bitmap)
+         options_.uri, now.size, known.size);
+  if (now.changed_view != known.changed_view || now.has_bitmap != known.has_bitmap)
     fail(EPROTO,
          "{}: after the connection was lost the export came back as another view of the disk",
          options_.uri);
-  if (again.minimum_block > export_->minimum_block || again.maximum_block < export_->maximum_block)
+  if (now.minimum_block > known.minimum_block || now.maximum_block < known.maximum_block)
     fail(EPROTO, "{}: after the connection was lost the export came back with other block sizes",
          options_.uri);
 }

@@ -37,6 +37,9 @@ class Source {
   /// What the export must be like, where that is known before the first connect().
   void expect(const Export& known) { export_ = known; }
 
+  /// Leaves the server for another export of it: its first attempt, as connect().
+  void turn_to(View view);
+
   /// The first attempt; throws ConnectionLost where nobody answers. `give_up` is a second reason to
   /// stop.
   void connect(const std::stop_token& give_up = {});
@@ -44,6 +47,9 @@ class Source {
   /// After a loss: pauses and tries until the policy says that it is enough; then throws `why`, or
   /// what the last attempt failed with.
   void reconnect(const ConnectionLost& why);
+
+  /// Throws Error where the export is another than `known`.
+  void check_same(const Export& known) const;
 
   /// Forgets earlier attempts: something was gained since.
   void made_progress() { attempts_ = 0; }
@@ -61,7 +67,6 @@ class Source {
 
  private:
   void pause();
-  void check_same(const Export& again) const;
 
   ConnectOptions options_;
   RetryPolicy policy_;

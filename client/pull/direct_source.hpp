@@ -1,6 +1,7 @@
 #pragma once
 
 #include <optional>
+#include <stop_token>
 
 #include "client/nbd/connection.hpp"
 #include "image/dirty_bitmap.hpp"
@@ -26,12 +27,10 @@ class DirectSource {
   const image::Disk& disk() const { return disk_; }
   /// Otherwise read_map() says what is allocated.
   bool shows_changes() const { return view_->is_changed_view(); }
-  /// As nbd::read_map().
-  image::ExtentMap read_map() const;
+  /// As nbd::read_map(). Throws Error (ECANCELED) once a stop is requested.
+  image::ExtentMap read_map(const std::stop_token& stop) const;
 
  private:
-  image::ExtentMap read_part(std::uint64_t offset, std::uint64_t length) const;
-
   image::Disk disk_;
   std::optional<image::DirtyBitmap> bitmap_;
   std::optional<image::View> view_;

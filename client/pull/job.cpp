@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "client/nbd/map_reader.hpp"
+#include "client/nbd/packed_export.hpp"
 #include "client/pull/direct.hpp"
 #include "client/pull/direct_source.hpp"
 
@@ -52,22 +53,28 @@ void Job::pull_from_server(std::stop_source& stop) {
   const auto start = Clock::now();
   source_.emplace(options_.source, options_.retry, stop.get_token());
   source_->connect();
-  const nbd::Export& exported = source_->negotiated();
-  const image::ExtentMap map = nbd::read_map(*source_);
+  const nbd::Export exported = source_->negotiated();
+  std::optional<nbd::PackedExport> packed = nbd::turn_to_packed(*source_);
+  const image::ExtentMap map = packed ? std::move(packed->map) : nbd::read_map(*source_);
   take_result(map, exported.shows_changes(), start);
   const target::Description description = describe(map);
   const image::ExtentMap& followed = target_->prepare(description, source_->loop());
+  std::optional<std::uint64_t> packed_data;
+  if (packed && followed.bytes(State::data) == map.bytes(State::data))
+    packed_data = packed->layout.data();
+  else if (packed)  // the target wants what lies around the extents too
+    nbd::turn_back(*source_, exported);
   Settings settings = options_.settings;
   if (!exported.multi_conn && !options_.connections_given)
     settings.connections = 1;
-  run_pull(*source_, *target_, followed, settings, counters_, stop);
+  run_pull(*source_, *target_, followed, packed_data, settings, counters_, stop);
   target_->finish();
 }
 
 void Job::pull_direct(std::stop_source& stop) {
   const auto start = Clock::now();
   const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
-  const image::ExtentMap map = source.read_map();
+  const image::ExtentMap map = source.read_map(stop.get_token());
   take_result(map, source.shows_changes(), start);
   const target::Description description = describe(map);
   const image::ExtentMap& followed = target_->prepare(description, loop_);

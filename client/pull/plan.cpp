@@ -25,6 +25,51 @@ Plan::Plan(const image::ExtentMap& map, const Limits& limits)
   limits_.bridge = std::max(limits.bridge, limits.minimum_block - 1);
 }
 
+PackedPlan::PackedPlan(const image::ExtentMap& map, const Limits& limits)
+    : limits_(limits), zeros_(map.begin()), data_(map.begin()) {
+  invariant(limits.request_size != 0 && limits.zero_size != 0, "neither limit is 0");
+}
+
+std::optional<Operation> PackedPlan::next() {
+  std::optional<Operation> operation = next_zero();
+  return operation ? operation : next_read();
+}
+
+std::optional<Operation> PackedPlan::next_zero() {
+  for (; !zeros_.at_end(); zeros_.next()) {
+    const image::Extent& run = zeros_.extent();
+    if (!image::reads_zero(run.state) || zeros_from_ >= run.end())
+      continue;
+    const std::uint64_t from = std::max(zeros_from_, run.offset);
+    const std::uint64_t window = (from / limits_.zero_size + 1) * limits_.zero_size;
+    zeros_from_ = std::min(run.end(), window);
+    return Operation{Operation::Kind::zero, from, zeros_from_ - from, zeros_};
+  }
+  return std::nullopt;
+}
+
+std::optional<Operation> PackedPlan::next_read() {
+  std::optional<Operation> operation;
+  std::uint64_t left = 0;  // up to the next multiple of the request size
+  for (; !data_.at_end(); data_.next()) {
+    const image::Extent& run = data_.extent();
+    if (run.state != State::data || data_from_ >= run.end())
+      continue;
+    const std::uint64_t from = std::max(data_from_, run.offset);
+    if (!operation) {
+      operation = {Operation::Kind::read, from, 0, data_};
+      left = limits_.request_size - data_before(*operation) % limits_.request_size;
+    }
+    const std::uint64_t length = std::min(run.end() - from, left);
+    operation->length += length;
+    left -= length;
+    data_from_ = from + length;
+    if (left == 0)
+      break;
+  }
+  return operation;
+}
+
 std::optional<Operation> Plan::next() {
   while (!cursor_.at_end()) {
     const image::Extent& run = cursor_.extent();

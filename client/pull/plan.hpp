@@ -58,4 +58,30 @@ class Plan {
   std::uint64_t position_ = 0;  // everything before is planned; lies in cursor_'s run
 };
 
+/// The same from a packed export. A read's `length` counts bytes in state data, from `offset` on,
+/// whatever lies between; so reads neither bridge nor widen. No read crosses a multiple of
+/// request_size, counted in such bytes. All zeros come first.
+class PackedPlan {
+ public:
+  /// `map` must outlive the plan.
+  PackedPlan(const image::ExtentMap& map, const Limits& limits);
+
+  std::optional<Operation> next();
+
+ private:
+  std::optional<Operation> next_zero();
+  std::optional<Operation> next_read();
+
+  Limits limits_;
+  image::ExtentMap::Cursor zeros_;  // everything before is planned
+  std::uint64_t zeros_from_ = 0;
+  image::ExtentMap::Cursor data_;
+  std::uint64_t data_from_ = 0;
+};
+
+/// Bytes in state data before the read's first.
+inline std::uint64_t data_before(const Operation& read) {
+  return read.first.data_before() + (read.offset - read.first.extent().offset);
+}
+
 }  // namespace nbdelta::client::pull

@@ -18,14 +18,15 @@ constexpr std::uint64_t kMostDepth = 64;
 class Pull {
  public:
   Pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
-       const Settings& settings, Counters& counters, std::stop_source& stop)
+       std::optional<std::uint64_t> packed, const Settings& settings, Counters& counters,
+       std::stop_source& stop)
       : first_(source),
         target_(target),
         map_(map),
         settings_(settings),
         counters_(counters),
         stop_(stop),
-        work_(map, limits(), settings.rate) {
+        work_(map, limits(), packed, settings.rate) {
     counters_.total += bytes_to_settle(map);
   }
 
@@ -39,7 +40,7 @@ class Pull {
   /// No more than can be kept busy: a server complains of one that leaves as soon as it has come.
   unsigned connections() const {
     const std::uint64_t reads =
-        std::max(map_.extents(image::State::data),
+        std::max(work_.is_packed() ? 0 : map_.extents(image::State::data),
                  div_round_up(map_.bytes(image::State::data), settings_.request_size));
     const std::uint64_t useful = std::max<std::uint64_t>(div_round_up(reads, depth()), 1);
     const unsigned allowed =
@@ -51,7 +52,8 @@ class Pull {
   unsigned depth() const {
     if (settings_.depth != 0)
       return settings_.depth;
-    const std::uint64_t extents = std::max<std::uint64_t>(map_.extents(image::State::data), 1);
+    const std::uint64_t extents =
+        work_.is_packed() ? 1 : std::max<std::uint64_t>(map_.extents(image::State::data), 1);
     const std::uint64_t length = std::clamp(map_.bytes(image::State::data) / extents,
                                             std::uint64_t{1}, settings_.request_size);
     return static_cast<unsigned>(std::clamp(kInFlight / length, kLeastDepth, kMostDepth));
@@ -101,8 +103,9 @@ class Pull {
 }  // namespace
 
 void run_pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
-              const Settings& settings, Counters& counters, std::stop_source& stop) {
-  Pull(source, target, map, settings, counters, stop).run();
+              std::optional<std::uint64_t> packed, const Settings& settings, Counters& counters,
+              std::stop_source& stop) {
+  Pull(source, target, map, packed, settings, counters, stop).run();
 }
 
 }  // namespace nbdelta::client::pull

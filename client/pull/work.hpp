@@ -5,6 +5,7 @@
 #include <mutex>
 #include <optional>
 #include <stop_token>
+#include <variant>
 
 #include "client/pull/plan.hpp"
 #include "client/pull/rate_limiter.hpp"
@@ -30,14 +31,20 @@ inline std::uint64_t bytes_to_settle(const image::ExtentMap& map) {
 /// The plan, shared out between the workers; safe to call from several threads.
 class Work {
  public:
-  Work(const image::ExtentMap& map, const Limits& limits, std::uint64_t bytes_per_second)
-      : limits_(limits), disk_size_(map.size()), plan_(map, limits), limiter_(bytes_per_second) {}
+  /// `packed`: where the data begins in a packed export; none: what is read is the disk itself.
+  Work(const image::ExtentMap& map, const Limits& limits, std::optional<std::uint64_t> packed,
+       std::uint64_t bytes_per_second)
+      : limits_(limits),
+        packed_(packed),
+        disk_size_(map.size()),
+        plan_(packed ? AnyPlan(PackedPlan(map, limits)) : AnyPlan(Plan(map, limits))),
+        limiter_(bytes_per_second) {}
 
   std::optional<Operation> next() {
     std::optional<Operation> operation;
     {
       const std::lock_guard guard(mutex_);
-      operation = plan_.next();
+      operation = std::visit([](auto& plan) { return plan.next(); }, plan_);
     }
     if (!operation)
       exhausted_.request_stop();
@@ -52,13 +59,21 @@ class Work {
   /// Stops when there is nothing left to hand out: nobody more is needed.
   std::stop_token exhausted() const { return exhausted_.get_token(); }
   const Limits& limits() const { return limits_; }
-  std::uint64_t disk_size() const { return disk_size_; }
+  bool is_packed() const { return packed_.has_value(); }
+  /// What a read must ask the source for.
+  ReadRange range_of(const Operation& read) const {
+    return packed_ ? ReadRange{*packed_ + data_before(read), read.length}
+                   : read_range(read, limits_, disk_size_);
+  }
 
  private:
+  using AnyPlan = std::variant<Plan, PackedPlan>;
+
   const Limits limits_;
+  const std::optional<std::uint64_t> packed_;
   const std::uint64_t disk_size_;
   std::mutex mutex_;  // of plan_ and limiter_
-  Plan plan_;
+  AnyPlan plan_;
   RateLimiter limiter_;
   std::stop_source exhausted_;
 };

@@ -92,13 +92,18 @@ asio::awaitable<void> Worker::settle_all(Slot& slot) {
 }
 
 asio::awaitable<void> Worker::settle_read(Slot& slot) {
-  const ReadRange range = read_range(*slot.operation, work_.limits(), work_.disk_size());
+  const ReadRange range = work_.range_of(*slot.operation);
   co_await throttle(range.length);
   const std::span<std::byte> data = slot.buffer.first(range.length);
   co_await source_.connection().read(data, range.offset);
   counters_.read += range.length;
   ++counters_.requests;
-  co_await write_parts(*slot.operation, data, range.offset);
+  if (work_.is_packed()) {
+    co_await writer_->write_packed(data, slot.operation->first, slot.operation->offset);
+    counters_.written += data.size();
+  } else {
+    co_await write_parts(*slot.operation, data, range.offset);
+  }
   source_.made_progress();
 }
 

@@ -11,6 +11,12 @@ class LocalTarget::LocalWriter : public Writer {
     target_.write_at(data, offset);
     co_return;
   }
+  asio::awaitable<void> write_packed(std::span<const std::byte> data,
+                                     image::ExtentMap::Cursor first,
+                                     std::uint64_t offset) override {
+    if (!target_.write_packed_at(data, first, offset))
+      co_await Writer::write_packed(data, first, offset);
+  }
   bool copy(const File& from, std::uint64_t from_offset, std::uint64_t length,
             std::uint64_t offset) override {
     return target_.copy_at(from, from_offset, length, offset);

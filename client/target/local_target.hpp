@@ -13,6 +13,12 @@ class LocalTarget : public Target {
  protected:
   /// All are safe to call from several threads.
   virtual void write_at(std::span<const std::byte> data, std::uint64_t offset) = 0;
+  /// As Writer::write_packed(); returns false where a target knows nothing better than write_at().
+  virtual bool write_packed_at(std::span<const std::byte> /*data*/,
+                               const image::ExtentMap::Cursor& /*first*/,
+                               std::uint64_t /*offset*/) {
+    return false;
+  }
   virtual bool copy_at(const File& /*from*/, std::uint64_t /*from_offset*/,
                        std::uint64_t /*length*/, std::uint64_t /*offset*/) {
     return false;

@@ -107,6 +107,12 @@ void Qcow2Target::write_at(std::span<const std::byte> data, std::uint64_t offset
   overlay_->write(data, offset);
 }
 
+bool Qcow2Target::write_packed_at(std::span<const std::byte> data,
+                                  const image::ExtentMap::Cursor& first, std::uint64_t offset) {
+  overlay_->write_packed(data, first.data_before() + (offset - first.extent().offset));
+  return true;
+}
+
 bool Qcow2Target::copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
                           std::uint64_t offset) {
   return overlay_->copy_from(from, from_offset, length, offset);

@@ -21,6 +21,8 @@ class Qcow2Target : public LocalTarget {
 
  protected:
   void write_at(std::span<const std::byte> data, std::uint64_t offset) override;
+  bool write_packed_at(std::span<const std::byte> data, const image::ExtentMap::Cursor& first,
+                       std::uint64_t offset) override;
   bool copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
                std::uint64_t offset) override;
   /// The tables say so already.

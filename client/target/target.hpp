@@ -63,7 +63,11 @@ class Writer {
   virtual asio::awaitable<void> open() = 0;
   /// Bytes whose state is data.
   virtual asio::awaitable<void> write(std::span<const std::byte> data, std::uint64_t offset) = 0;
-  /// The same, where the bytes stand in a file: by the kernel. Returns false where that is not to
+  /// The bytes in state data from `offset` on, without what lies between; `first` is the run that
+  /// holds `offset`, of the map that prepare() returned.
+  virtual asio::awaitable<void> write_packed(std::span<const std::byte> data,
+                                             image::ExtentMap::Cursor first, std::uint64_t offset);
+  /// As write(), where the bytes stand in a file: by the kernel. Returns false where that is not to
   /// be had; they are to be written then.
   virtual bool copy(const File& /*from*/, std::uint64_t /*from_offset*/, std::uint64_t /*length*/,
                     std::uint64_t /*offset*/) {

@@ -174,6 +174,42 @@ TEST(Plan, SettlesEveryByteOnce) {
   }
 }
 
+/// What the documentation of PackedPlan promises.
+void check_packed(const ExtentMap& map, const Limits& limits) {
+  PackedPlan plan(map, limits);
+  std::uint64_t zeroed = 0;
+  std::uint64_t read = 0;
+  auto zeros = map.begin();
+  while (const auto operation = plan.next()) {
+    ASSERT_GT(operation->length, 0U);
+    ASSERT_LE(operation->first.extent().offset, operation->offset);
+    ASSERT_LT(operation->offset, operation->first.extent().end());
+    if (operation->kind == kZero) {
+      ASSERT_EQ(read, 0U);
+      while (!image::reads_zero(zeros.extent().state) || zeros.extent().end() <= operation->offset)
+        zeros.next();
+      ASSERT_GE(operation->offset, zeros.extent().offset);
+      ASSERT_LE(operation->end(), zeros.extent().end());
+      ASSERT_EQ(operation->offset / limits.zero_size, (operation->end() - 1) / limits.zero_size);
+      zeroed += operation->length;
+      continue;
+    }
+    ASSERT_EQ(operation->first.extent().state, State::data);
+    ASSERT_EQ(data_before(*operation), read);
+    ASSERT_EQ(read / limits.request_size, (read + operation->length - 1) / limits.request_size);
+    read += operation->length;
+  }
+  ASSERT_EQ(read, map.bytes(State::data));
+  ASSERT_EQ(zeroed, map.bytes(State::zero) + map.bytes(State::hole));
+}
+
+TEST(PackedPlan, SettlesEveryByteOnce) {
+  Random random = Random::from_environment();
+  for (int round = 0; round < 400 && !::testing::Test::HasFatalFailure(); ++round)
+    check_packed(random_map(random, random.between(1, 5000)),
+                 {.request_size = random.between(1, 300), .zero_size = random.between(1, 300)});
+}
+
 TEST(Plan, IsForDisksOfAnySize) {
   constexpr std::uint64_t kLast = (std::uint64_t{1} << 62) + 12345;
   ExtentMap map;

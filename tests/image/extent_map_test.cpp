@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.hpp"
@@ -184,6 +186,152 @@ TEST(ExtentMap, EqualsANaiveModel) {
     EXPECT_TRUE(map.at(size).at_end());
     EXPECT_EQ(map.at(size).data_before(), map.bytes(kData));
   }
+}
+
+TEST(ExtentMap, JoinedIsWhatOneMapWouldBe) {
+  Random random = Random::from_environment();
+  for (std::uint64_t round = seeds_from_environment(100); round > 0; --round) {
+    ExtentMap joined;
+    ExtentMap whole;
+    for (std::uint64_t parts = random.between(1, 5); parts > 0; --parts) {
+      const Runs runs =
+          random_runs(random, kGiB, 512, std::uint64_t{1} << random.between(16, 32), kAllStates);
+      ExtentMap part;
+      for (const Extent& run : runs) {
+        part.append(run.length, run.state);
+        whole.append(run.length, run.state);
+      }
+      joined.append(std::move(part));
+    }
+    ASSERT_EQ(difference(runs_of(joined), runs_of(whole)), "");
+    for (const State state : kAllStates) {
+      EXPECT_EQ(joined.bytes(state), whole.bytes(state));
+      EXPECT_EQ(joined.extents(state), whole.extents(state));
+    }
+    EXPECT_EQ(joined.alignment(65'536), whole.alignment(65'536));
+    for (int i = 0; i < 50; ++i) {
+      const std::uint64_t offset = random.below(whole.size());
+      EXPECT_EQ(joined.at(offset).extent(), whole.at(offset).extent());
+      EXPECT_EQ(joined.at(offset).data_before(), whole.at(offset).data_before());
+    }
+  }
+}
+
+TEST(ExtentMap, IsFoundByItsData) {
+  Random random = Random::from_environment();
+  for (std::uint64_t round = seeds_from_environment(40); round > 0; --round) {
+    const Runs runs =
+        random_runs(random, kGiB, 512, std::uint64_t{1} << random.between(14, 32), kAllStates);
+    const ExtentMap map = map_of(runs);
+    std::uint64_t before = 0;
+    for (const Extent& run : runs) {
+      if (run.state != kData)
+        continue;
+      for (const std::uint64_t byte : {before, before + run.length / 2, before + run.length - 1}) {
+        const auto cursor = map.at_data(byte);
+        ASSERT_FALSE(cursor.at_end());
+        ASSERT_EQ(cursor.extent(), run) << byte;
+        ASSERT_EQ(cursor.data_before(), before);
+      }
+      before += run.length;
+    }
+    EXPECT_TRUE(map.at_data(before).at_end());
+  }
+}
+
+std::vector<std::byte> encoded(const ExtentMap& map) {
+  std::vector<std::byte> bytes(map.encoded_size());
+  map.copy_encoded(bytes, 0);
+  return bytes;
+}
+
+ExtentMap decoded(const std::vector<std::byte>& bytes) {
+  ExtentMap map;
+  for (std::size_t at = 0; at < bytes.size(); at += ExtentMap::kBlockBytes)
+    map.append_encoded(std::span(bytes).subspan(at).first<ExtentMap::kBlockBytes>());
+  return map;
+}
+
+TEST(ExtentMap, ComesBackFromItsEncoding) {
+  Random random = Random::from_environment();
+  for (std::uint64_t round = seeds_from_environment(60); round > 0; --round) {
+    const std::uint64_t size = random.between(1, kGiB);
+    const Runs runs = random_runs(random, size, std::uint64_t{1} << random.below(17),
+                                  std::uint64_t{1} << random.between(12, 40), kAllStates);
+    const ExtentMap map = map_of(runs);
+    const ExtentMap back = decoded(encoded(map));
+    ASSERT_EQ(difference(runs_of(back), runs), "");
+    EXPECT_EQ(difference(runs_of(decoded(encoded(back))), runs), "");
+    for (const State state : kAllStates) {
+      EXPECT_EQ(back.bytes(state), map.bytes(state));
+      EXPECT_EQ(back.extents(state), map.extents(state));
+    }
+    EXPECT_EQ(back.alignment(65'536), map.alignment(65'536));
+    for (int i = 0; i < 50; ++i) {
+      const std::uint64_t offset = random.below(size);
+      EXPECT_EQ(back.at(offset).extent(), map.at(offset).extent());
+      EXPECT_EQ(back.at(offset).data_before(), map.at(offset).data_before());
+    }
+  }
+}
+
+/// Nobody's bytes are trusted: what is taken is a map like any other.
+TEST(ExtentMap, DamagedEncodingIsRefusedOrIsAMap) {
+  Random random = Random::from_environment();
+  std::uint64_t refused = 0;
+  for (std::uint64_t round = seeds_from_environment(3000); round > 0; --round) {
+    const Runs runs = random_runs(random, 64 * kMiB, 1, 1 << 14, kAllStates);
+    std::vector<std::byte> bytes = encoded(map_of(runs));
+    for (std::uint64_t i = random.between(1, 4); i > 0; --i)
+      bytes[random.below(bytes.size())] = static_cast<std::byte>(random.below(256));
+    ExtentMap map;
+    try {
+      map = decoded(bytes);
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), EPROTO) << error.what();
+      ++refused;
+      continue;
+    }
+    const Runs got = runs_of(map);
+    EXPECT_EQ(size_of(got), map.size());
+    for (std::size_t i = 0; i < got.size(); ++i) {
+      ASSERT_GT(got[i].length, 0U);
+      ASSERT_TRUE(i == 0 || got[i - 1].state != got[i].state);
+    }
+  }
+  EXPECT_GT(refused, 0U);
+}
+
+TEST(ExtentMap, EncodingsThatAreNoMapAreRefused) {
+  const auto refusal = [](const std::vector<unsigned>& start) -> std::string {
+    std::vector<std::byte> block(ExtentMap::kBlockBytes);
+    std::transform(start.begin(), start.end(), block.begin(),
+                   [](unsigned byte) { return static_cast<std::byte>(byte); });
+    try {
+      decoded(block);
+    } catch (const Error& error) {
+      return error.what();
+    }
+    return "";
+  };
+  EXPECT_EQ(refusal({0x08}), "");  // one sector of data
+  EXPECT_NE(refusal({}).find("without runs"), std::string::npos);
+  EXPECT_NE(refusal({0x01}).find("is empty"), std::string::npos);
+  EXPECT_NE(refusal({0x04}).find("is empty"), std::string::npos);
+  EXPECT_NE(refusal({0x80, 0x00}).find("is empty"), std::string::npos);
+  EXPECT_NE(refusal({0x08, 0x08}).find("one state"), std::string::npos);
+  EXPECT_NE(refusal({0x84, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x08}).find("too long"),
+            std::string::npos);
+  EXPECT_NE(refusal({0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x80, 0x40}).find("too long"),
+            std::string::npos);
+  EXPECT_NE(refusal(std::vector<unsigned>(ExtentMap::kBlockBytes, 0x80)).find("does not end"),
+            std::string::npos);
+  std::vector<unsigned> cut;  // runs of one sector, in turn data and zero
+  while (cut.size() < ExtentMap::kBlockBytes)
+    cut.push_back(cut.size() % 2 == 0 ? 0x08 : 0x0a);
+  EXPECT_EQ(refusal(cut), "");
+  cut.back() = 0x8a;
+  EXPECT_NE(refusal(cut).find("does not end"), std::string::npos);
 }
 
 TEST(ExtentMap, SinkThatHasEnoughGetsNoMore) {
