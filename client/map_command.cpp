@@ -6,6 +6,7 @@
 #include <array>
 #include <cerrno>
 #include <cstdio>
+#include <cstring>
 #include <deque>
 #include <future>
 #include <memory>
@@ -59,6 +60,13 @@ constexpr std::string_view meaning(State state, bool changes) {
 
 /// Text for standard output, where there may be ten million lines: as fast as it can be written.
 class Text {
+  static constexpr std::array<char, 200> kPairs = [] {  // 00 to 99
+    std::array<char, 200> digits{};
+    for (std::size_t i = 0; i < digits.size(); ++i)
+      digits[i] = static_cast<char>('0' + (i % 2 == 0 ? i / 20 : i / 2 % 10));
+    return digits;
+  }();
+
  public:
   static constexpr std::size_t kLongestLine = 160;
 
@@ -81,9 +89,12 @@ class Text {
       return *this << number;
     std::fill_n(end_, kWidth, ' ');
     char* digit = end_ += kWidth;
-    do
-      *--digit = static_cast<char>('0' + number % 10);
-    while ((number /= 10) != 0);
+    for (; number >= 100; number /= 100)
+      std::memcpy(digit -= 2, &kPairs[number % 100 * 2], 2);
+    if (number >= 10)
+      std::memcpy(digit - 2, &kPairs[number * 2], 2);
+    else
+      *--digit = static_cast<char>('0' + number);
     return *this;
   }
   void write() const {  // its error is seen by fflush()
@@ -98,31 +109,27 @@ class Text {
 /// `add_line(text, extent)` for each run. Several threads make the text, this one writes it.
 template <class AddLine>
 void print_lines(const ExtentMap& map, AddLine add_line) {
-  constexpr std::size_t kRuns = 16'384;  // that one thread takes at a time: a MiB of text
   constexpr std::size_t kAhead = 4;
-  std::deque<std::future<Text>> parts;
-  const auto write_part = [&] {
-    parts.front().get().write();
-    parts.pop_front();
+  std::deque<std::future<Text>> texts;
+  const auto write_one = [&] {
+    texts.front().get().write();
+    texts.pop_front();
   };
-  for (auto cursor = map.begin(); !cursor.at_end();) {
-    auto first = cursor;
-    std::size_t runs = 0;
-    for (; runs < kRuns && !cursor.at_end(); cursor.next())
-      ++runs;
-    const bool is_all = parts.empty() && cursor.at_end();
-    parts.push_back(std::async(is_all ? std::launch::deferred : std::launch::async,
-                               [&add_line, first, runs]() mutable {
-                                 Text text(runs);
-                                 for (std::size_t i = 0; i < runs; ++i, first.next())
-                                   add_line(text, first.extent());
-                                 return text;
-                               }));
-    if (parts.size() > kAhead)
-      write_part();
+  const auto make = [&](std::size_t part) {
+    const std::uint64_t end = map.at_part(part + 1).extent().offset;
+    Text text(ExtentMap::kMostRunsOfAPart);
+    for (auto run = map.at_part(part); run.extent().offset < end; run.next())
+      add_line(text, run.extent());
+    return text;
+  };
+  for (std::size_t part = 0; part < map.parts(); ++part) {
+    texts.push_back(
+        std::async(map.parts() == 1 ? std::launch::deferred : std::launch::async, make, part));
+    if (texts.size() > kAhead)
+      write_one();
   }
-  while (!parts.empty())
-    write_part();
+  while (!texts.empty())
+    write_one();
 }
 
 void print_json(const ExtentMap& map) {

@@ -20,6 +20,8 @@ namespace {
 constexpr std::uint64_t kSector = 512;
 constexpr std::size_t kLongestRun = 11;  // 1 + ceil((64 - 4) / 7) bytes, and one to spare
 constexpr std::byte kMore{0x80};
+constexpr std::size_t kBlocksOfAPart = 8;
+static_assert(kBlocksOfAPart * ExtentMap::kBlockBytes < ExtentMap::kMostRunsOfAPart);
 
 /// A run as it stands in a block.
 struct Code {
@@ -278,6 +280,15 @@ ExtentMap::Cursor ExtentMap::at(std::uint64_t offset) const {
     cursor.next();
   while (cursor.extent_.end() <= offset);
   return cursor;
+}
+
+std::size_t ExtentMap::parts() const {
+  return std::max<std::size_t>(div_round_up(blocks_.size(), kBlocksOfAPart), 1);
+}
+
+ExtentMap::Cursor ExtentMap::at_part(std::size_t n) const {
+  const std::size_t block = n * kBlocksOfAPart;
+  return n == parts() ? at(size_) : at(block == 0 ? 0 : blocks_[block].offset);
 }
 
 ExtentMap::Cursor ExtentMap::at_data(std::uint64_t data_before) const {

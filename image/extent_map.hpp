@@ -67,6 +67,10 @@ class ExtentMap {
   /// At the run that holds `offset`; at_end() where offset >= size().
   Cursor at(std::uint64_t offset) const;
   Cursor begin() const { return at(0); }
+  /// The map in parts of some thousand runs: part n ends where at_part(n + 1) is.
+  static constexpr std::size_t kMostRunsOfAPart = 32'769;
+  std::size_t parts() const;
+  Cursor at_part(std::size_t n) const;
   /// At the run that holds that byte of all in state `data`, counted from the disk's start;
   /// at_end() where there are no more than so many.
   Cursor at_data(std::uint64_t data_before) const;

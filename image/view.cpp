@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
-#include <utility>
 #include <vector>
 
 #include "base/arithmetic.hpp"
@@ -47,22 +46,27 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
   const bool is_raw = disk.qcow2() == nullptr;
   Disk::Walk walk = disk.new_walk();
   Extent known{.offset = offset, .length = 0, .state = State::data};  // the last answer
+  Extent wanted;                                                      // what changed
+  bool go_on = true;
+  const auto pass_on = [&] {  // the part of both; `wanted` is what is left
+    const std::uint64_t from = wanted.offset;
+    wanted.offset = std::min(known.end(), wanted.end());
+    wanted.length -= wanted.offset - from;
+    return go_on = sink(
+               {.offset = from, .length = wanted.offset - from, .state = changed(known.state)});
+  };
+  const ExtentSink take = [&](const Extent& allocation) {  // made once: it is not free
+    known = allocation;
+    return pass_on() && wanted.length != 0;
+  };
   dirty(offset, length, [&](const Extent& extent) {
     if (extent.state == State::unchanged)
       return sink(extent);
-    std::uint64_t position = extent.offset;
-    const auto pass_on = [&](const Extent& allocation) {
-      const std::uint64_t from = std::exchange(position, std::min(allocation.end(), extent.end()));
-      return sink({.offset = from, .length = position - from, .state = changed(allocation.state)});
-    };
-    bool go_on = position >= known.end() || pass_on(known);
-    if (go_on && position < extent.end())
-      disk.for_each_extent(position, (is_raw ? end : extent.end()) - position, walk,
-                           [&](const Extent& allocation) {
-                             known = allocation;
-                             go_on = pass_on(allocation);
-                             return go_on && position < extent.end();
-                           });
+    wanted = extent;
+    if (wanted.offset >= known.end() || pass_on())
+      if (wanted.length != 0)
+        disk.for_each_extent(wanted.offset, (is_raw ? end : wanted.end()) - wanted.offset, walk,
+                             take);
     return go_on;
   });
 }

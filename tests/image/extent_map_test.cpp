@@ -217,6 +217,24 @@ TEST(ExtentMap, JoinedIsWhatOneMapWouldBe) {
   }
 }
 
+TEST(ExtentMap, PartsAreTheWholeInOrder) {
+  Random random = Random::from_environment();
+  for (const std::uint64_t longest : {std::uint64_t{1024}, std::uint64_t{64} * 1024 * 1024}) {
+    const Runs runs = random_runs(random, 64 * kMiB, 512, longest, kAllStates);
+    const ExtentMap map = map_of(runs);
+    Runs joined;
+    for (std::size_t part = 0; part < map.parts(); ++part) {
+      std::size_t count = 0;
+      for (auto run = map.at_part(part);
+           run.extent().offset < map.at_part(part + 1).extent().offset; run.next(), ++count)
+        joined.push_back(run.extent());
+      EXPECT_LE(count, ExtentMap::kMostRunsOfAPart);
+    }
+    EXPECT_EQ(difference(joined, runs), "");
+  }
+  EXPECT_EQ(ExtentMap().parts(), 1U);
+}
+
 TEST(ExtentMap, IsFoundByItsData) {
   Random random = Random::from_environment();
   for (std::uint64_t round = seeds_from_environment(40); round > 0; --round) {
