@@ -90,7 +90,7 @@ class Maker:
                                    *wire.listen, *plugin]
 
     def delta(self, wire, image, *more):
-        return self.nbdkit(wire, self.tools.plugin, image, *more)
+        return self.nbdkit(wire, self.tools.plugin, image, "packed=on", *more)
 
     def qemu_nbd(self, image, *more, image_format="qcow2"):
         need("qemu-nbd")

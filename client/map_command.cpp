@@ -18,7 +18,6 @@
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
 #include "client/nbd/map_reader.hpp"
-#include "client/nbd/packed_export.hpp"
 #include "client/pull/direct_source.hpp"
 #include "client/source_options.hpp"
 
@@ -175,7 +174,7 @@ int run_map_command(const MapOptions& options) {
     nbd::Source source(from, options.source.retry_policy(), stop.get_token());
     source.connect();
     changes = source.negotiated().shows_changes();
-    std::optional<nbd::PackedExport> packed = nbd::turn_to_packed(source);
+    std::optional<nbd::PackedExport> packed = source.turn_to_packed();
     map = packed ? std::move(packed->map) : nbd::read_map(source);
   }});
   if (status != kDone)

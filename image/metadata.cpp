@@ -42,12 +42,12 @@ MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint6
                                                 MetadataWindow& window) const {
   if (offset < window.begin_ || offset + sizeof(be64) > window.end_)
     move_window(window, offset, count * sizeof(be64), table);
+  if (offset + sizeof(be64) > window.end_)  // the file may be shorter than it was
+    fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
+         offset, file_size_);
   Entries entries;
   entries.bytes_ = window.bytes_ + (offset - window.begin_);
   entries.count_ = std::min<std::uint64_t>((window.end_ - offset) / sizeof(be64), count);
-  if (entries.count_ == 0)
-    fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
-         offset, file_size_);
   return entries;
 }
 

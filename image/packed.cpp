@@ -1,8 +1,13 @@
 #include "image/packed.hpp"
 
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <utility>
+#include <vector>
 
 #include "base/big_endian.hpp"
 #include "base/error.hpp"
@@ -20,7 +25,25 @@ struct Header {
   be64 disk_size;
   be64 map_size;
   be64 data_size;
+  be64 digest;
 };
+
+/// XXH3, 64 bits.
+std::uint64_t digest_of(const ExtentMap& map) {
+  constexpr std::size_t kPart = 16 * ExtentMap::kBlockBytes;
+  const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
+                                                                       XXH3_freeState);
+  if (state == nullptr)
+    throw std::bad_alloc();
+  XXH3_64bits_reset(state.get());
+  std::vector<std::byte> part(kPart);
+  for (std::uint64_t offset = 0; offset < map.encoded_size(); offset += part.size()) {
+    part.resize(std::min<std::uint64_t>(kPart, map.encoded_size() - offset));
+    map.copy_encoded(part, offset);
+    XXH3_64bits_update(state.get(), part.data(), part.size());
+  }
+  return XXH3_64bits_digest(state.get());
+}
 
 }  // namespace
 
@@ -32,10 +55,13 @@ PackedLayout PackedLayout::parse(std::span<const std::byte> bytes, std::uint64_t
     fail(EPROTO, "packed export: it does not begin as one");
   if (header.version != kVersion)
     fail(EPROTO, "packed export: version {} is not known", std::uint32_t{header.version});
-  const PackedLayout layout{
-      .disk_size = header.disk_size, .map_size = header.map_size, .data_size = header.data_size};
+  const PackedLayout layout{.disk_size = header.disk_size,
+                            .map_size = header.map_size,
+                            .data_size = header.data_size,
+                            .digest = header.digest};
   // One after the other, so that nothing overflows.
-  if (layout.map_size % ExtentMap::kBlockBytes != 0 || layout.map_size > export_size ||
+  if (layout.map_size % ExtentMap::kBlockBytes != 0 ||
+      layout.map_size > ExtentMap::kDefaultMemoryLimit || layout.map_size > export_size ||
       layout.data_size > export_size || layout.data_size > layout.disk_size ||
       layout.size() != export_size)
     fail(EPROTO, "packed export: {} bytes for the map and {} of data do not fit {} in all",
@@ -48,7 +74,8 @@ Packed::Packed(const View& view, const std::function<void()>& check)
       map_(read_map(view, check)),
       layout_{.disk_size = disk_->size(),
               .map_size = map_.encoded_size(),
-              .data_size = map_.bytes(State::data)} {}
+              .data_size = map_.bytes(State::data),
+              .digest = digest_of(map_)} {}
 
 void Packed::read(std::span<std::byte> out, std::uint64_t offset) const {
   const auto part = [&](std::uint64_t end) {
@@ -74,7 +101,8 @@ void Packed::read_header(std::span<std::byte> out, std::uint64_t offset) const {
                       .reserved = 0,
                       .disk_size = layout_.disk_size,
                       .map_size = layout_.map_size,
-                      .data_size = layout_.data_size};
+                      .data_size = layout_.data_size,
+                      .digest = layout_.digest};
   const auto bytes = std::as_bytes(std::span(&header, 1));
   std::memset(out.data(), 0, out.size());
   if (offset < bytes.size())

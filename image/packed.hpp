@@ -19,9 +19,11 @@ struct PackedLayout {
   std::uint64_t disk_size = 0;
   std::uint64_t map_size = 0;   // a multiple of ExtentMap::kBlockBytes
   std::uint64_t data_size = 0;  // of all extents in state data
+  std::uint64_t digest = 0;     // of the map: where the data is depends on all of it
 
   std::uint64_t data() const { return kMap + map_size; }
   std::uint64_t size() const { return data() + data_size; }
+  bool operator==(const PackedLayout&) const = default;
 
   /// What a server sent: at least kHeader bytes, of an export of `export_size` bytes. Throws Error
   /// (EPROTO) where it is no packed export or contradicts itself.

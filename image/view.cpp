@@ -3,10 +3,11 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.hpp"
-#include "base/units.hpp"
+#include "base/error.hpp"
 
 namespace nbdelta::image {
 namespace {
@@ -107,17 +108,26 @@ ExtentMap read_map(const View& view, const std::function<void()>& check) {
       std::max(round_up(div_round_up(size, kMostParts), kGiB), std::uint64_t{kGiB});
   std::vector<ExtentMap> parts(div_round_up(size, part_size));
   std::atomic<std::size_t> next = 0;
+  std::atomic<std::size_t> memory = 0;  // of all parts
   std::atomic<bool> failed = false;
   const auto read_parts = [&] {
     try {
       for (std::size_t i = next++; i < parts.size() && !failed; i = next++) {
         const std::uint64_t offset = i * part_size;
         unsigned unchecked = 0;
-        check();
+        std::size_t counted = 0;
+        const auto look = [&] {
+          check();
+          const std::size_t more = parts[i].memory() - std::exchange(counted, parts[i].memory());
+          if ((memory += more) > ExtentMap::kDefaultMemoryLimit)
+            fail(ENOMEM, "extent map: more than {} MiB are needed",
+                 ExtentMap::kDefaultMemoryLimit >> 20);
+        };
+        look();
         view.for_each_extent(offset, std::min(part_size, size - offset), [&](const Extent& extent) {
           parts[i].append(extent.length, extent.state);
           if (++unchecked % kBetweenChecks == 0)
-            check();
+            look();
           return true;
         });
       }

@@ -48,6 +48,8 @@ void Options::set(std::string_view key, const std::string& value) {
     open.locking = parse_switch(key, value) ? image::Locking::on : image::Locking::off;
   } else if (key == "direct") {
     open.caching = parse_switch(key, value) ? image::Caching::direct : image::Caching::page_cache;
+  } else if (key == "packed") {
+    packed = parse_switch(key, value);
   } else if (key == "readahead") {
     readahead = parse_size(value, key);
   } else {
@@ -77,6 +79,7 @@ const char* Options::help() {
          "map-context=<CONTEXT>  The metadata context of map=, such as qemu:dirty-bitmap:b0.\n"
          "lock=on|off            Take part in QEMU's image locking (default: on).\n"
          "direct=on|off          Read data with O_DIRECT (default: off).\n"
+         "packed=on|off          Serve packed:EXPORT too, for nbdelta; no filters (default: off).\n"
          "readahead=<SIZE>       Announce so much data ahead to the kernel (default: 16M).";
 }
 

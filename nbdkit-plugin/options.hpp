@@ -17,6 +17,8 @@ struct Options {
   std::string map_context;              // for `map`; empty: not given
   std::uint64_t readahead = 16 * kMiB;  // bytes of data to announce ahead; 0: none. bench/README.md
 
+  bool packed = false;  // packed exports are served too
+
   /// Takes one parameter. Throws Error (EINVAL) for an unknown key or a bad value.
   void set(std::string_view key, const std::string& value);
 

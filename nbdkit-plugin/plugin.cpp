@@ -46,25 +46,33 @@ class Served {
   const Export& what;
   Readahead readahead;
 
-  /// Kept as long as somebody uses it. Throws Error.
+  /// Kept as long as somebody uses it. Throws Error, at once where it has failed before.
   std::shared_ptr<const image::Packed> packed() {
-    const std::lock_guard guard(mutex_);
+    const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
+    const auto give_up = [&] {
+      fail(ETIMEDOUT, "export '{}{}': the map takes too long to read; there is the export '{}'",
+           image::Packed::kPrefix, what.name, what.name);
+    };
+    const std::unique_lock lock(mutex_, deadline);
+    if (!lock.owns_lock() || failed_)
+      give_up();
     std::shared_ptr<const image::Packed> packed = packed_.lock();
     if (packed == nullptr) {
-      const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
+      failed_ = true;  // until it has not
       packed = std::make_shared<const image::Packed>(what.view, [&] {
         if (std::chrono::steady_clock::now() > deadline)
-          fail(ETIMEDOUT, "export '{}{}': the map took too long to read", image::Packed::kPrefix,
-               what.name);
+          give_up();
       });
+      failed_ = false;
       packed_ = packed;
     }
     return packed;
   }
 
  private:
-  std::mutex mutex_;  // guards all below
+  std::timed_mutex mutex_;  // guards all below
   std::weak_ptr<const image::Packed> packed_;
+  bool failed_ = false;
 };
 
 /// One connection's handle.
@@ -150,7 +158,7 @@ int list_exports(int /*readonly*/, int /*is_tls*/, nbdkit_exports* list) {
 void* open(int /*readonly*/) {
   return guarded(static_cast<void*>(nullptr), []() -> void* {
     std::string_view name = nbdkit_export_name();
-    const bool is_packed = name.starts_with(image::Packed::kPrefix);
+    const bool is_packed = options.packed && name.starts_with(image::Packed::kPrefix);
     if (is_packed)
       name.remove_prefix(image::Packed::kPrefix.size());
     const Export& wanted = exports->find(name);

@@ -124,6 +124,10 @@ void Connection::learn_export() {
   export_.changed_view =
       options_.view != View::whole_disk &&
       take_string(nbd_get_export_description(h)).starts_with(image::kChangedViewDescription);
+  export_.packed = options_.view == View::packed &&
+                   take_string(nbd_get_export_description(h))
+                       .starts_with(fmt::format("{}{}", image::Packed::kDescription,
+                                                image::kChangedViewDescription));
   export_.has_allocation = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
   export_.has_bitmap = !options_.bitmap_context.empty() &&
                        nbd_can_meta_context(h, options_.bitmap_context.c_str()) > 0;

@@ -16,7 +16,11 @@ std::chrono::milliseconds RetryPolicy::pause(unsigned attempt) const {
 }
 
 Source::Source(ConnectOptions options, RetryPolicy policy, std::stop_token stop)
-    : options_(std::move(options)), policy_(policy), stop_(std::move(stop)) {}
+    : Source(Known{.options = std::move(options), .exported = {}, .packed = {}, .view = {}}, policy,
+             std::move(stop)) {}
+
+Source::Source(Known known, RetryPolicy policy, std::stop_token stop)
+    : known_(std::move(known)), policy_(policy), stop_(std::move(stop)) {}
 
 Source::~Source() {
   if (connection_)
@@ -24,22 +28,35 @@ Source::~Source() {
 }
 
 void Source::connect(const std::stop_token& give_up) {
-  auto fresh = Connection::make(loop_, options_);
+  if (!known_.packed) {
+    connect_once(give_up);
+    return;
+  }
+  try {
+    connect_once(give_up);
+    if (read_packed_layout(give_up) == known_.packed)
+      return;
+  } catch (const ConnectionLost&) {
+    throw;
+  } catch (const Error& error) {
+    if (error.error_number() == ECANCELED)
+      throw;
+  }
+  connection_->disconnect();
+  be_the_view_again();  // which has the same bytes, whatever the map
+  connect_once(give_up);
+}
+
+void Source::connect_once(const std::stop_token& give_up) {
+  auto fresh = Connection::make(loop_, known_.options);
   connection_ = fresh;
   std::vector<asio::awaitable<void>> tasks;
   tasks.push_back(fresh->connect());
   run(std::move(tasks), give_up);
-  if (export_)
-    check_same(*export_);
+  if (known_.exported)
+    check_same();
   else
-    export_ = fresh->negotiated();
-}
-
-void Source::turn_to(View view) {
-  connection_->disconnect();
-  options_.view = view;
-  export_.reset();
-  connect();
+    known_.exported = fresh->negotiated();
 }
 
 void Source::run(std::vector<asio::awaitable<void>> tasks, const std::stop_token& give_up) {
@@ -85,20 +102,22 @@ void Source::pause() {
     fail(ECANCELED, "interrupted");
 }
 
-void Source::check_same(const Export& known) const {
+void Source::check_same() const {
   const Export& now = connection_->negotiated();
+  const Export& known = *known_.exported;
   if (now.size != known.size)
     fail(EPROTO,
          "{}: after the connection was lost the export came back with another size: {} bytes, "
          "before {}",
-         options_.uri, now.size, known.size);
-  if (now.changed_view != known.changed_view || now.has_bitmap != known.has_bitmap)
+         options().uri, now.size, known.size);
+  if (now.changed_view != known.changed_view || now.has_bitmap != known.has_bitmap ||
+      now.packed != known.packed)
     fail(EPROTO,
          "{}: after the connection was lost the export came back as another view of the disk",
-         options_.uri);
+         options().uri);
   if (now.minimum_block > known.minimum_block || now.maximum_block < known.maximum_block)
     fail(EPROTO, "{}: after the connection was lost the export came back with other block sizes",
-         options_.uri);
+         options().uri);
 }
 
 }  // namespace nbdelta::client::nbd

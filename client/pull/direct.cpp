@@ -138,7 +138,8 @@ class Worker {
 void run_direct(const image::Disk& disk, target::Target& target, const image::ExtentMap& map,
                 const Settings& settings, Counters& counters, std::stop_source& stop) {
   counters.total += bytes_to_settle(map);
-  Work work(map, {.request_size = kOperation, .zero_size = target.zero_size()}, {}, settings.rate);
+  Work work(map, {.request_size = kOperation, .zero_size = target.zero_size()}, false,
+            settings.rate);
   const std::uint64_t useful = div_round_up(map.bytes(image::State::data), kOperation);
   const std::uint64_t threads = std::clamp<std::uint64_t>(
       useful, 1, std::min(settings.connections, target.maximum_writers()));

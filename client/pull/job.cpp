@@ -3,7 +3,6 @@
 #include <utility>
 
 #include "client/nbd/map_reader.hpp"
-#include "client/nbd/packed_export.hpp"
 #include "client/pull/direct.hpp"
 #include "client/pull/direct_source.hpp"
 
@@ -54,20 +53,17 @@ void Job::pull_from_server(std::stop_source& stop) {
   source_.emplace(options_.source, options_.retry, stop.get_token());
   source_->connect();
   const nbd::Export exported = source_->negotiated();
-  std::optional<nbd::PackedExport> packed = nbd::turn_to_packed(*source_);
+  std::optional<nbd::PackedExport> packed = source_->turn_to_packed();
   const image::ExtentMap map = packed ? std::move(packed->map) : nbd::read_map(*source_);
   take_result(map, exported.shows_changes(), start);
   const target::Description description = describe(map);
   const image::ExtentMap& followed = target_->prepare(description, source_->loop());
-  std::optional<std::uint64_t> packed_data;
-  if (packed && followed.bytes(State::data) == map.bytes(State::data))
-    packed_data = packed->layout.data();
-  else if (packed)  // the target wants what lies around the extents too
-    nbd::turn_back(*source_, exported);
+  if (packed && followed.bytes(State::data) != map.bytes(State::data))
+    source_->turn_back();  // the target wants what lies around the extents too
   Settings settings = options_.settings;
   if (!exported.multi_conn && !options_.connections_given)
     settings.connections = 1;
-  run_pull(*source_, *target_, followed, packed_data, settings, counters_, stop);
+  run_pull(*source_, *target_, followed, settings, counters_, stop);
   target_->finish();
 }
 

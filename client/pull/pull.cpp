@@ -18,15 +18,15 @@ constexpr std::uint64_t kMostDepth = 64;
 class Pull {
  public:
   Pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
-       std::optional<std::uint64_t> packed, const Settings& settings, Counters& counters,
-       std::stop_source& stop)
+       const Settings& settings, Counters& counters, std::stop_source& stop)
       : first_(source),
+        known_(source.known()),
         target_(target),
         map_(map),
         settings_(settings),
         counters_(counters),
         stop_(stop),
-        work_(map, limits(), packed, settings.rate) {
+        work_(map, limits(), known_.packed.has_value(), settings.rate) {
     counters_.total += bytes_to_settle(map);
   }
 
@@ -60,7 +60,7 @@ class Pull {
   }
 
   Limits limits() const {
-    const nbd::Export& exported = first_.negotiated();
+    const nbd::Export& exported = *known_.exported;
     const std::uint64_t block = exported.minimum_block;
     const std::uint64_t request = std::min(settings_.request_size, exported.maximum_block);
     return {.request_size = std::max(round_down(request, block), block),
@@ -76,8 +76,7 @@ class Pull {
 
   /// One more connection is welcome, but no pull fails for want of it: a server may allow just one.
   void run_further() {
-    nbd::Source source(first_.options(), settings_.retry, stop_.get_token());
-    source.expect(first_.negotiated());
+    nbd::Source source(known_, settings_.retry, stop_.get_token());
     try {
       source.connect(work_.exhausted());
     } catch (const nbd::ConnectionLost&) {
@@ -92,6 +91,7 @@ class Pull {
   }
 
   nbd::Source& first_;
+  const nbd::Source::Known known_;  // what the first knew at the start
   target::Target& target_;
   const image::ExtentMap& map_;
   const Settings& settings_;
@@ -103,9 +103,8 @@ class Pull {
 }  // namespace
 
 void run_pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
-              std::optional<std::uint64_t> packed, const Settings& settings, Counters& counters,
-              std::stop_source& stop) {
-  Pull(source, target, map, packed, settings, counters, stop).run();
+              const Settings& settings, Counters& counters, std::stop_source& stop) {
+  Pull(source, target, map, settings, counters, stop).run();
 }
 
 }  // namespace nbdelta::client::pull

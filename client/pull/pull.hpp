@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <stop_token>
 
 #include "client/nbd/source.hpp"
@@ -23,9 +22,8 @@ struct Settings {
 /// Copies what the map says into the target, over several connections; the first is `source`, which
 /// runs in the calling thread. Each further one is used when it can be had. The target has been
 /// prepared; finish() is left to the caller. The first error stops everything, through `stop`, and
-/// is thrown once all threads have ended. `packed`: see Work.
+/// is thrown once all threads have ended.
 void run_pull(nbd::Source& source, target::Target& target, const image::ExtentMap& map,
-              std::optional<std::uint64_t> packed, const Settings& settings, Counters& counters,
-              std::stop_source& stop);
+              const Settings& settings, Counters& counters, std::stop_source& stop);
 
 }  // namespace nbdelta::client::pull

@@ -31,8 +31,8 @@ inline std::uint64_t bytes_to_settle(const image::ExtentMap& map) {
 /// The plan, shared out between the workers; safe to call from several threads.
 class Work {
  public:
-  /// `packed`: where the data begins in a packed export; none: what is read is the disk itself.
-  Work(const image::ExtentMap& map, const Limits& limits, std::optional<std::uint64_t> packed,
+  /// `packed`: planned for a packed export.
+  Work(const image::ExtentMap& map, const Limits& limits, bool packed,
        std::uint64_t bytes_per_second)
       : limits_(limits),
         packed_(packed),
@@ -59,18 +59,14 @@ class Work {
   /// Stops when there is nothing left to hand out: nobody more is needed.
   std::stop_token exhausted() const { return exhausted_.get_token(); }
   const Limits& limits() const { return limits_; }
-  bool is_packed() const { return packed_.has_value(); }
-  /// What a read must ask the source for.
-  ReadRange range_of(const Operation& read) const {
-    return packed_ ? ReadRange{*packed_ + data_before(read), read.length}
-                   : read_range(read, limits_, disk_size_);
-  }
+  bool is_packed() const { return packed_; }
+  std::uint64_t disk_size() const { return disk_size_; }
 
  private:
   using AnyPlan = std::variant<Plan, PackedPlan>;
 
   const Limits limits_;
-  const std::optional<std::uint64_t> packed_;
+  const bool packed_;
   const std::uint64_t disk_size_;
   std::mutex mutex_;  // of plan_ and limiter_
   AnyPlan plan_;

@@ -92,19 +92,42 @@ asio::awaitable<void> Worker::settle_all(Slot& slot) {
 }
 
 asio::awaitable<void> Worker::settle_read(Slot& slot) {
-  const ReadRange range = work_.range_of(*slot.operation);
-  co_await throttle(range.length);
-  const std::span<std::byte> data = slot.buffer.first(range.length);
-  co_await source_.connection().read(data, range.offset);
-  counters_.read += range.length;
-  ++counters_.requests;
+  const Operation& operation = *slot.operation;
   if (work_.is_packed()) {
-    co_await writer_->write_packed(data, slot.operation->first, slot.operation->offset);
+    const std::span<std::byte> data = slot.buffer.first(operation.length);
+    co_await throttle(data.size());
+    if (const std::optional<std::uint64_t> packed = source_.packed_data())
+      co_await read(data, *packed + data_before(operation));
+    else
+      co_await read_parts(operation, data);
+    co_await writer_->write_packed(data, operation.first, operation.offset);
     counters_.written += data.size();
   } else {
-    co_await write_parts(*slot.operation, data, range.offset);
+    const ReadRange range = read_range(operation, work_.limits(), work_.disk_size());
+    const std::span<std::byte> data = slot.buffer.first(range.length);
+    co_await throttle(data.size());
+    co_await read(data, range.offset);
+    co_await write_parts(operation, data, range.offset);
   }
   source_.made_progress();
+}
+
+asio::awaitable<void> Worker::read(std::span<std::byte> out, std::uint64_t offset) {
+  co_await source_.connection().read(out, offset);
+  counters_.read += out.size();
+  ++counters_.requests;
+}
+
+/// What a packed export would have, from the disk itself.
+asio::awaitable<void> Worker::read_parts(const Operation& operation, std::span<std::byte> out) {
+  for (auto run = operation.first; !out.empty(); run.next()) {
+    if (run.extent().state != image::State::data)
+      continue;
+    const std::uint64_t from = std::max(operation.offset, run.extent().offset);
+    const auto part = out.first(std::min<std::uint64_t>(out.size(), run.extent().end() - from));
+    co_await read(part, from);
+    out = out.subspan(part.size());
+  }
 }
 
 /// `data` was read from data_offset on, and covers the operation.

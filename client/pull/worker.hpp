@@ -36,6 +36,8 @@ class Worker {
   void run_slots();
   asio::awaitable<void> settle_all(Slot& slot);
   asio::awaitable<void> settle_read(Slot& slot);
+  asio::awaitable<void> read(std::span<std::byte> out, std::uint64_t offset);
+  asio::awaitable<void> read_parts(const Operation& operation, std::span<std::byte> out);
   asio::awaitable<void> write_parts(const Operation& operation, std::span<const std::byte> data,
                                     std::uint64_t data_offset);
   asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length);

@@ -38,6 +38,7 @@ TEST(Options, RefuseWhatTheyCannotUse) {
       {{{"format", ""}}, "format: ''"},
       {{{"lock", "maybe"}}, "lock=maybe: expected on or off"},
       {{{"direct", ""}}, "direct=: expected on or off"},
+      {{{"packed", "maybe"}}, "packed=maybe: expected on or off"},
       {{{"readahead", "-1"}}, "readahead: '-1' is not a size"},
       {{{"readahead", "99999999E"}}, "readahead: "},
       {{{"backing", ""}}, "backing=: expected a path"},
@@ -63,7 +64,8 @@ TEST(Options, HelpHasOneLineForEachParameter) {
   for (std::string line; std::getline(help, line);)
     lines.push_back(line);
   const std::vector<std::string> parameters{
-      "[image=]", "format=", "backing=", "map=", "map-context=", "lock=", "direct=", "readahead="};
+      "[image=]", "format=", "backing=", "map=",      "map-context=",
+      "lock=",    "direct=", "packed=",  "readahead="};
   ASSERT_EQ(lines.size(), parameters.size());
   for (std::size_t i = 0; i < lines.size(); ++i) {
     EXPECT_TRUE(lines[i].starts_with(parameters[i])) << lines[i];

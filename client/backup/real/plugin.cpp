@@ -195,9 +195,10 @@ class PluginServer final : public Server {
     }
     if (!listen.tls_certificates.empty())
       words.insert(words.end(), {"--tls=require", "--tls-certificates=" + listen.tls_certificates});
-    words.insert(words.end(),
-                 {plugin, "image=" + request_.image,
-                  request_.format == image::Format::raw ? "format=raw" : "format=qcow2"});
+    words.insert(
+        words.end(),
+        {plugin, "image=" + request_.image,
+         request_.format == image::Format::raw ? "format=raw" : "format=qcow2", "packed=on"});
     for (const std::string& folder : request_.backing)
       words.push_back("backing=" + folder);
     if (!request_.map.empty()) {
