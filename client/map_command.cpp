@@ -12,6 +12,8 @@
 #include <memory>
 #include <optional>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "base/arithmetic.hpp"
 #include "base/units.hpp"
@@ -96,8 +98,9 @@ class Text {
       *--digit = static_cast<char>('0' + number);
     return *this;
   }
-  void write() const {  // its error is seen by fflush()
+  void write_and_clear() {  // its error is seen by fflush()
     std::fwrite(text_.get(), 1, static_cast<std::size_t>(end_ - text_.get()), stdout);
+    end_ = text_.get();
   }
 
  private:
@@ -110,22 +113,26 @@ template <class AddLine>
 void print_lines(const ExtentMap& map, AddLine add_line) {
   constexpr std::size_t kAhead = 4;
   std::deque<std::future<Text>> texts;
+  std::vector<Text> used;  // to be used again: memory that was never touched costs more
   const auto write_one = [&] {
-    texts.front().get().write();
+    used.push_back(texts.front().get());
+    used.back().write_and_clear();
     texts.pop_front();
   };
-  const auto make = [&](std::size_t part) {
+  const auto make = [&](std::size_t part, Text text) {
     const std::uint64_t end = map.at_part(part + 1).extent().offset;
-    Text text(ExtentMap::kMostRunsOfAPart);
     for (auto run = map.at_part(part); run.extent().offset < end; run.next())
       add_line(text, run.extent());
     return text;
   };
   for (std::size_t part = 0; part < map.parts(); ++part) {
-    texts.push_back(
-        std::async(map.parts() == 1 ? std::launch::deferred : std::launch::async, make, part));
-    if (texts.size() > kAhead)
+    if (texts.size() == kAhead)
       write_one();
+    Text text = used.empty() ? Text(ExtentMap::kMostRunsOfAPart) : std::move(used.back());
+    if (!used.empty())
+      used.pop_back();
+    texts.push_back(std::async(map.parts() == 1 ? std::launch::deferred : std::launch::async, make,
+                               part, std::move(text)));
   }
   while (!texts.empty())
     write_one();

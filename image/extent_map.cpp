@@ -25,24 +25,22 @@ static_assert(kBlocksOfAPart * ExtentMap::kBlockBytes < ExtentMap::kMostRunsOfAP
 
 /// A run as it stands in a block.
 struct Code {
-  State state = State::data;
-  std::uint64_t unit = kSector;  // bytes
-  std::uint64_t units = 0;       // 0: no run follows in this block
-  std::size_t end = 0;           // where the next one begins
+  unsigned first = 0;       // its first byte
+  std::uint64_t units = 0;  // of its length; 0: no run follows in this block
+  std::size_t end = 0;      // where the next one begins
 
-  std::uint64_t length() const { return units * unit; }
+  State state() const { return static_cast<State>(first & 3U); }
+  std::uint64_t unit() const { return (first & 4U) != 0 ? 1 : kSector; }
+  std::uint64_t length() const { return (first & 4U) != 0 ? units : units * kSector; }
 };
 
 /// Requires a whole run at `position`.
-Code decode(const std::byte* bytes, std::size_t position) {
+inline Code decode(const std::byte* bytes, std::size_t position) {
   const auto first = static_cast<unsigned>(bytes[position]);
   std::uint64_t units = first >> 3 & 0xf;
   for (unsigned shift = 4; (bytes[position++] & kMore) != std::byte{0}; shift += 7)
     units |= static_cast<std::uint64_t>(bytes[position] & ~kMore) << shift;
-  return {.state = static_cast<State>(first & 3U),
-          .unit = (first & 4U) != 0 ? 1 : kSector,
-          .units = units,
-          .end = position};
+  return {.first = first, .units = units, .end = position};
 }
 
 /// Of bytes that may be anything.
@@ -59,7 +57,7 @@ Code decode_checked(std::span<const std::byte> bytes, std::size_t position) {
   if (used > kMostBytes || (used == kMostBytes && bytes[last] > kLastBits))
     fail(EPROTO, "extent map: the run at byte {} of a block is too long", position);
   const Code code = decode(bytes.data(), position);
-  if (code.units > kMost / code.unit)
+  if (code.units > kMost / code.unit())
     fail(EPROTO, "extent map: the run at byte {} of a block is too long", position);
   if (code.units == 0 && bytes[position] != std::byte{0})
     fail(EPROTO, "extent map: the run at byte {} of a block is empty", position);
@@ -199,11 +197,11 @@ void ExtentMap::append_encoded(std::span<const std::byte, kBlockBytes> encoded) 
     const Code code = decode_checked(encoded, position);
     if (code.units == 0)
       break;
-    if (code.state == run.state && !(is_first && run.length == 0))
+    if (code.state() == run.state && !(is_first && run.length == 0))
       fail(EPROTO, "extent map: two neighbouring runs at {:#x} have one state", run.end());
     if (run.length != 0 && run.state == State::data)
       data_before += run.length;
-    run = {.offset = run.end(), .length = code.length(), .state = code.state};
+    run = {.offset = run.end(), .length = code.length(), .state = code.state()};
     if (run.length >
         static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max()) - run.offset)
       fail(EPROTO, "extent map: more bytes than a disk can have");
@@ -252,7 +250,7 @@ void ExtentMap::Cursor::next() {
   }
   const Code code = decode(map.blocks_[block_].bytes.get(), position_);
   position_ = code.end;
-  extent_.state = code.state;
+  extent_.state = code.state();
   extent_.length = code.length();
 }
 
