@@ -237,9 +237,9 @@ TEST(ExtentMap, PartsAreTheWholeInOrder) {
 
 TEST(ExtentMap, IsFoundByItsData) {
   Random random = Random::from_environment();
-  for (std::uint64_t round = seeds_from_environment(40); round > 0; --round) {
+  for (std::uint64_t round = seeds_from_environment(10); round > 0; --round) {
     const Runs runs =
-        random_runs(random, kGiB, 512, std::uint64_t{1} << random.between(14, 32), kAllStates);
+        random_runs(random, 64 * kMiB, 512, std::uint64_t{1} << random.between(12, 26), kAllStates);
     const ExtentMap map = map_of(runs);
     std::uint64_t before = 0;
     for (const Extent& run : runs) {
@@ -297,8 +297,8 @@ TEST(ExtentMap, ComesBackFromItsEncoding) {
 TEST(ExtentMap, DamagedEncodingIsRefusedOrIsAMap) {
   Random random = Random::from_environment();
   std::uint64_t refused = 0;
-  for (std::uint64_t round = seeds_from_environment(3000); round > 0; --round) {
-    const Runs runs = random_runs(random, 64 * kMiB, 1, 1 << 14, kAllStates);
+  for (std::uint64_t round = seeds_from_environment(1500); round > 0; --round) {
+    const Runs runs = random_runs(random, 4 * kMiB, 1, 1 << 14, kAllStates);
     std::vector<std::byte> bytes = encoded(map_of(runs));
     for (std::uint64_t i = random.between(1, 4); i > 0; --i)
       bytes[random.below(bytes.size())] = static_cast<std::byte>(random.below(256));
