@@ -35,6 +35,16 @@ class PackedPull : public ::testing::Test {
     parameters.push_back("packed=on");
     return NbdServer::delta(parameters, options);
   }
+  /// nbdkit that may end by itself.
+  static Background serve_at(const std::string& socket, const Command& arguments) {
+    Command command = nbdkit_command();
+    command.insert(command.end(), {"--foreground", "--unix", socket});
+    command.insert(command.end(), arguments.begin(), arguments.end());
+    Background server(command);
+    while (!std::filesystem::exists(socket) && server.running())
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    return server;
+  }
   void expect_equal(const std::string& file, const std::string& format) const {
     EXPECT_EQ(difference(file, format, disk_.image(), "qcow2"), "") << file;
   }
@@ -137,11 +147,8 @@ TEST_F(PackedPull, GoesOnWithoutWhereTheServerComesBackWithAnotherMap) {
     };
     const auto start = [&](const std::string& packed) {
       std::filesystem::remove(socket);
-      Background server({"nbdkit", "-f", "-U", socket, delta_plugin(), image, "format=raw",
-                         "map=" + (disk_ / "map.json"), "packed=" + packed});
-      while (!std::filesystem::exists(socket) && server.running())
-        std::this_thread::sleep_for(std::chrono::milliseconds(5));
-      return server;
+      return serve_at(socket, {delta_plugin(), image, "format=raw", "map=" + (disk_ / "map.json"),
+                               "packed=" + packed});
     };
     write_map(2);
     Background first = start("on");
@@ -164,10 +171,8 @@ TEST_F(PackedPull, GoesOnWithoutWhereTheServerComesBackWithAnotherMap) {
 
 TEST_F(PackedPull, FromAServerThatEndsWithItsLastClient) {
   const std::string socket = disk_ / "socket";
-  Background server({"nbdkit", "-f", "-U", socket, "--filter=exitlast", delta_plugin(),
-                     disk_.image(), "packed=on"});
-  while (!std::filesystem::exists(socket) && server.running())
-    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  Background server =
+      serve_at(socket, {"--filter=exitlast", delta_plugin(), disk_.image(), "packed=on"});
   pulled({"nbd+unix:///dirty:b0?socket=" + socket, disk_.full_raw(), "--apply"});
   EXPECT_TRUE(server.wait(std::chrono::milliseconds(5000)));
   expect_equal(disk_.full_raw(), "raw");
