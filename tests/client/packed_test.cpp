@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <csignal>
@@ -17,6 +18,11 @@
 
 namespace nbdelta::testing {
 namespace {
+
+bool has_data(const std::string& path) {
+  const File file = File::open(path, O_RDONLY);
+  return ::lseek(file.fd(), 0, SEEK_DATA) >= 0;
+}
 
 class PackedPull : public ::testing::Test {
  protected:
@@ -154,15 +160,17 @@ TEST_F(PackedPull, GoesOnWithoutWhereTheServerComesBackWithAnotherMap) {
     Background first = start("on");
     Background client(nbdelta_command(
         {"pull", "--json", "--apply", "--rate", "4M", "nbd+unix:///dirty?socket=" + socket, copy}));
-    std::this_thread::sleep_for(std::chrono::milliseconds(700));
-    EXPECT_TRUE(client.running()) << client.err();
+    while (!has_data(copy) && client.running())
+      std::this_thread::sleep_for(std::chrono::milliseconds(5));
+    ASSERT_TRUE(client.running()) << client.err();
     first.signal(SIGKILL);
     first.wait(std::chrono::milliseconds(5000));
     write_map(14);
     const Background second = start(is_packed_again ? "on" : "off");
     const auto outcome = client.wait(std::chrono::milliseconds(60'000));
     ASSERT_TRUE(outcome);
-    EXPECT_EQ(outcome->status, 0) << outcome->err;
+    ASSERT_EQ(outcome->status, 0) << outcome->err;
+    EXPECT_GE(number(boost::json::parse(outcome->out), "retries"), 1U);
     run_ok({"cmp", "-n", "8M", "-i", "2M", image, copy});
     run_ok({"cmp", "-n", "2M", copy, "/dev/zero"});
     run_ok({"cmp", "-n", "14M", "-i", "10M:0", copy, "/dev/zero"});
