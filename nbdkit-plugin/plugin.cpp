@@ -48,17 +48,17 @@ class Served {
 
   /// Kept as long as somebody uses it. Throws Error, at once where it has failed before.
   std::shared_ptr<const image::Packed> packed() {
-    const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
     const auto give_up = [&] {
       fail(ETIMEDOUT, "export '{}{}': the map takes too long to read; there is the export '{}'",
            image::Packed::kPrefix, what.name, what.name);
     };
-    const std::unique_lock lock(mutex_, deadline);
-    if (!lock.owns_lock() || failed_)
+    const std::lock_guard guard(mutex_);
+    if (failed_)
       give_up();
     std::shared_ptr<const image::Packed> packed = packed_.lock();
     if (packed == nullptr) {
       failed_ = true;  // until it has not
+      const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
       packed = std::make_shared<const image::Packed>(what.view, [&] {
         if (std::chrono::steady_clock::now() > deadline)
           give_up();
@@ -70,7 +70,7 @@ class Served {
   }
 
  private:
-  std::timed_mutex mutex_;  // guards all below
+  std::mutex mutex_;  // guards all below
   std::weak_ptr<const image::Packed> packed_;
   bool failed_ = false;
 };
