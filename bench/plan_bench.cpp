@@ -10,9 +10,9 @@ namespace nbdelta::bench {
 namespace {
 
 void plan(benchmark::State& state) {
-  constexpr std::uint64_t kDisk = kTiB;
+  constexpr std::uint64_t disk = kTiB;
   const auto stride = static_cast<std::uint64_t>(state.range(0));
-  const image::ExtentMap map = striped_map(kDisk, 64 * kKiB, stride);
+  const image::ExtentMap map = striped_map(disk, 64 * kKiB, stride);
   const client::pull::Limits limits{.request_size = 256 * kKiB, .zero_size = kGiB};
   std::uint64_t planned = 0;
   for (auto _ : state) {

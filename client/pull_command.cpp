@@ -25,7 +25,7 @@
 namespace nbdelta::client {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
 constexpr unsigned kMostConnections = 64;
 constexpr unsigned kMostDepth = 256;
@@ -90,7 +90,7 @@ int run_pull_command(PullOptions& options) {
   pull::Progress progress(
       options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(), counters);
   const Interruptible work{.job = [&](std::stop_source& stop) { job.run(stop); },
-                           .tick = [&] { progress.tick(Clock::now()); },
+                           .tick = [&] { progress.tick(SteadyClock::now()); },
                            .abandon =
                                [&] {
                                  const std::string done = job.abandon();

@@ -15,10 +15,10 @@
 namespace nbdelta::image {
 namespace {
 
-constexpr std::uint64_t kMagic = 0x6e62'6465'6c74'6100;  // "nbdelta" and a zero
+constexpr std::uint64_t kPackedMagic = 0x6e62'6465'6c74'6100;  // "nbdelta" and a zero
 constexpr std::uint32_t kVersion = 1;
 
-struct Header {
+struct PackedHeader {
   be64 magic;
   be32 version;
   be32 reserved;
@@ -48,10 +48,10 @@ std::uint64_t digest_of(const ExtentMap& map) {
 }  // namespace
 
 PackedLayout PackedLayout::parse(std::span<const std::byte> bytes, std::uint64_t export_size) {
-  Header header{};
+  PackedHeader header{};
   invariant(bytes.size() >= kHeader, "the whole header is there");
   std::memcpy(&header, bytes.data(), sizeof header);
-  if (header.magic != kMagic)
+  if (header.magic != kPackedMagic)
     fail(EPROTO, "packed export: it does not begin as one");
   if (header.version != kVersion)
     fail(EPROTO, "packed export: version {} is not known", std::uint32_t{header.version});
@@ -96,13 +96,13 @@ void Packed::read(std::span<std::byte> out, std::uint64_t offset) const {
 void Packed::read_header(std::span<std::byte> out, std::uint64_t offset) const {
   if (out.empty())
     return;
-  const Header header{.magic = kMagic,
-                      .version = kVersion,
-                      .reserved = 0,
-                      .disk_size = layout_.disk_size,
-                      .map_size = layout_.map_size,
-                      .data_size = layout_.data_size,
-                      .digest = layout_.digest};
+  const PackedHeader header{.magic = kPackedMagic,
+                            .version = kVersion,
+                            .reserved = 0,
+                            .disk_size = layout_.disk_size,
+                            .map_size = layout_.map_size,
+                            .data_size = layout_.data_size,
+                            .digest = layout_.digest};
   const auto bytes = std::as_bytes(std::span(&header, 1));
   std::memset(out.data(), 0, out.size());
   if (offset < bytes.size())

@@ -20,7 +20,7 @@ using namespace qcow2;
 
 constexpr std::uint64_t kPreferredCluster = 64 * kKiB;
 constexpr std::uint64_t kSmallestCluster = 4 * kKiB;
-constexpr std::uint64_t kSector = 512;
+constexpr std::uint64_t kSectorSize = 512;
 constexpr unsigned kRefcountOrder = 4;  // 16 bits
 
 bool is_allocated(State state) {
@@ -240,7 +240,7 @@ std::string Qcow2Overlay::Layout::header(std::uint64_t disk_size, const Backing&
   header.magic = kMagic;
   header.version = 3;
   header.cluster_bits = static_cast<std::uint32_t>(std::countr_zero(cluster_size));
-  header.size = round_up(disk_size, kSector);
+  header.size = round_up(disk_size, kSectorSize);
   header.l1_size = static_cast<std::uint32_t>(l1_entries);
   header.l1_table_offset = l1_offset();
   header.refcount_table_offset = refcount_table_offset();

@@ -14,10 +14,6 @@
 namespace nbdelta::sim {
 namespace {
 
-double milliseconds(Clock::Duration time) {
-  return std::chrono::duration<double, std::milli>(time).count();
-}
-
 /// Values of all backups, or of those of one kind.
 class Values {
  public:
@@ -85,6 +81,10 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
 }
 
 }  // namespace
+
+double milliseconds(Clock::Duration time) {
+  return std::chrono::duration<double, std::milli>(time).count();
+}
 
 std::vector<RehearsedBackup> rehearse(const Scenario& scenario, std::uint64_t run,
                                       const GuestRun& options) {

@@ -48,6 +48,8 @@ Run run_of(const Scenario& scenario, std::vector<std::vector<RunSession>> guests
 /// Percentiles are by nearest rank.
 Spread spread_of(std::vector<double> values);
 
+double milliseconds(client::Clock::Duration time);
+
 /// What to expect. Times are in milliseconds.
 struct Forecast {
   std::size_t windows = 0;

@@ -23,7 +23,7 @@ namespace {
 
 namespace json = boost::json;
 
-struct Options {
+struct ForecastArguments {
   std::string scenario;
   std::string write_rate;
   std::string storage;
@@ -42,7 +42,7 @@ struct Options {
 };
 
 /// The options as a scenario, so that both are checked in one place. The rate is that of all disks.
-std::string scenario_text(const Options& options) {
+std::string scenario_text(const ForecastArguments& options) {
   json::array disks;
   for (std::uint64_t i = 0; i < options.disks; ++i)
     disks.push_back({{"name", fmt::format("disk{}", i)}, {"size", options.disk_size}});
@@ -79,7 +79,7 @@ Clock::Duration time_of(std::string_view option, const std::string& text) {
   return time;
 }
 
-Scenario scenario_of(const Options& options) {
+Scenario scenario_of(const ForecastArguments& options) {
   Scenario scenario = options.scenario.empty() ? parse_scenario(scenario_text(options), "options")
                                                : read_scenario(options.scenario);
   if (!options.interval.empty())
@@ -157,7 +157,7 @@ Forecast forecast_shown(const Scenario& scenario, ForecastOptions options) {
   return forecast(scenario, options);
 }
 
-int run_forecast(const Options& options) {
+int run_forecast(const ForecastArguments& options) {
   const Scenario scenario = scenario_of(options);
   Run record;
   ForecastOptions wanted;
@@ -177,7 +177,7 @@ int run_forecast(const Options& options) {
 }  // namespace
 
 std::function<int()> add_forecast_command(CLI::App& app) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ForecastArguments>();
   CLI::App* command = app.add_subcommand(
       "forecast", "What freeze window and overlay to expect: many backups in virtual time");
   auto* scenario = command->add_option("--scenario", options->scenario, "A scenario's file");

@@ -17,10 +17,6 @@ constexpr std::chrono::seconds kLongestPause{10};               // between two b
 constexpr std::uint64_t kLargestDisk = std::uint64_t{1} << 29;  // bytes
 constexpr std::size_t kMostNamed = 8;                           // of what was done in a window
 
-double milliseconds(Clock::Duration time) {
-  return std::chrono::duration<double, std::milli>(time).count();
-}
-
 /// "transaction (15 times), query-status"
 std::string named(const std::vector<std::string>& what) {
   if (what.empty())

@@ -26,7 +26,7 @@ namespace json = boost::json;
 namespace fs = std::filesystem;
 using client::repository::Manifest;
 
-struct Options {
+struct GateArguments {
   std::vector<std::string> scenarios;
   std::string budget = "150 us";
   std::string measured;
@@ -79,7 +79,7 @@ void print_row(const Gated& row, const Measured& measured) {
   std::fflush(stdout);
 }
 
-json::value to_json(const Spread& spread) {
+json::value summary(const Spread& spread) {
   if (spread.count == 0)
     return nullptr;
   return json::object{
@@ -92,15 +92,15 @@ json::value to_json(const Gated& row, const Measured& measured) {
     failures.emplace_back(failure);
   return json::object{{"scenario", row.scenario},
                       {"disks", row.disks},
-                      {"window-ms", to_json(row.window)},
-                      {"agent-ms", to_json(row.agent)},
-                      {"qemu-ms", to_json(row.qemu)},
-                      {"own-ms", to_json(row.own)},
+                      {"window-ms", summary(row.window)},
+                      {"agent-ms", summary(row.agent)},
+                      {"qemu-ms", summary(row.qemu)},
+                      {"own-ms", summary(row.own)},
                       {"longest-freeze-ms", row.longest_freeze},
                       {"freeze-in-hang-ms", row.freeze_in_hang},
                       {"freeze-after-kill-ms", row.freeze_after_kill},
-                      {"real-time", json::object{{"window-ms", to_json(measured.window)},
-                                                 {"own-ms", to_json(measured.own)}}},
+                      {"real-time", json::object{{"window-ms", summary(measured.window)},
+                                                 {"own-ms", summary(measured.own)}}},
                       {"failures", std::move(failures)}};
 }
 
@@ -110,7 +110,7 @@ void write(const std::string& path, const std::string& text) {
     fail(EIO, "{}: cannot be written", path);
 }
 
-int run(Options options) {
+int run(GateArguments options) {
   options.gate.budget = parse_time(options.budget);
   fmt::print("Freeze windows in virtual time; nbdelta's own share may be {}\n\n",
              format_time(options.gate.budget));
@@ -151,7 +151,7 @@ their limits; 1 one is not.)";
 }  // namespace
 
 std::function<int()> add_gate_command(CLI::App& app) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<GateArguments>();
   CLI::App* command =
       app.add_subcommand("gate", "Whether freeze windows keep to their budget, in virtual time");
   command->add_option("SCENARIO", options->scenarios, "files")->required();

@@ -12,7 +12,7 @@ namespace {
 constexpr std::string_view kVersion2 = "fio version 2 iolog";
 constexpr std::string_view kVersion3 = "fio version 3 iolog";
 constexpr std::uint64_t kLongestTime = 1'000'000ULL * 86400 * 365;  // us
-constexpr std::size_t kMostEntries = 50'000'000;
+constexpr std::size_t kMostActions = 50'000'000;
 
 std::vector<std::string_view> words_of(std::string_view line) {
   std::vector<std::string_view> words;
@@ -152,8 +152,8 @@ class Parser {
       return;
     if (entry.kind != TraceEntry::Kind::sync && (length == 0 || offset > UINT64_MAX - length))
       refuse("{} of {} bytes at {}: there is no such range", action, length, offset);
-    if (trace_.entries.size() == kMostEntries)
-      refuse("more than {} actions", kMostEntries);
+    if (trace_.entries.size() == kMostActions)
+      refuse("more than {} actions", kMostActions);
     trace_.entries.push_back(entry);
   }
 

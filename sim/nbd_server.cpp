@@ -20,7 +20,7 @@ namespace {
 
 constexpr std::string_view kAllocation = "base:allocation";
 constexpr std::string_view kDirtyBitmap = "qemu:dirty-bitmap:";
-constexpr int kBacklog = 16;
+constexpr int kNbdBacklog = 16;
 
 /// Reads what wire() writes. Throws Error where it is cut off.
 class Reader {
@@ -112,8 +112,8 @@ struct NbdServer::Client {
   }
 
   asio::awaitable<void> transmit();
-  std::string answer(Request type, std::uint16_t flags, std::uint64_t cookie, std::uint64_t offset,
-                     std::uint32_t length) const;
+  std::string answer(nbd::Request type, std::uint16_t flags, std::uint64_t cookie,
+                     std::uint64_t offset, std::uint32_t length) const;
   std::string read(std::uint64_t cookie, std::uint64_t offset, std::uint32_t length) const;
   std::string status(std::uint64_t cookie, std::uint64_t offset, std::uint32_t length,
                      bool only_one) const;
@@ -272,26 +272,26 @@ asio::awaitable<void> NbdServer::Client::transmit() {
     Reader reader(bytes);
     const auto magic = reader.number<std::uint32_t>();
     const auto flags = reader.number<std::uint16_t>();
-    const auto type = static_cast<Request>(reader.number<std::uint16_t>());
+    const auto type = static_cast<nbd::Request>(reader.number<std::uint16_t>());
     const auto cookie = reader.number<std::uint64_t>();
     const auto offset = reader.number<std::uint64_t>();
     const auto length = reader.number<std::uint32_t>();
-    if (magic != kRequestMagic || type == Request::disconnect)
+    if (magic != kRequestMagic || type == nbd::Request::disconnect)
       throw Gone();
     co_await send(answer(type, flags, cookie, offset, length));
   }
 }
 
-std::string NbdServer::Client::answer(Request type, std::uint16_t flags, std::uint64_t cookie,
+std::string NbdServer::Client::answer(nbd::Request type, std::uint16_t flags, std::uint64_t cookie,
                                       std::uint64_t offset, std::uint32_t length) const {
   const std::uint64_t disk = size();
   const bool inside = offset <= disk && length <= disk - offset && length != 0;
-  if (type == Request::flush)
+  if (type == nbd::Request::flush)
     return structured ? chunk(cookie, true, Chunk::none, {}) : error(cookie, 0);
-  if (type == Request::read)
+  if (type == nbd::Request::read)
     return inside && length <= kMostReadBytes ? read(cookie, offset, length)
                                               : error(cookie, kInvalid);
-  if (type == Request::block_status)
+  if (type == nbd::Request::block_status)
     return inside && !contexts.empty() ? status(cookie, offset, length, (flags & kRequestOne) != 0)
                                        : error(cookie, kInvalid);
   throw Gone();  // a write, with its data behind it, to a server that is read-only
@@ -342,7 +342,7 @@ NbdServer::NbdServer(asio::any_io_executor executor, FakeQemu& qemu, const FileH
 NbdServer::~NbdServer() = default;
 
 void NbdServer::listen(const std::string& path) {
-  server_ = std::make_shared<UnixServer>(executor_, path, kBacklog);
+  server_ = std::make_shared<UnixServer>(executor_, path, kNbdBacklog);
   const auto accept_all = [](NbdServer* self) -> asio::awaitable<void> {
     try {
       const std::shared_ptr<UnixServer> server = self->server_;

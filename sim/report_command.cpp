@@ -20,7 +20,7 @@
 namespace nbdelta::sim {
 namespace {
 
-struct Options {
+struct ReportArguments {
   std::vector<std::string> files;
   std::string folder = "report";
   std::size_t details = 6;
@@ -40,7 +40,7 @@ void remove_stale_pictures(const std::string& folder, const std::vector<ReportFi
     std::filesystem::remove(each);
 }
 
-int report(const Options& options) {
+int report(const ReportArguments& options) {
   std::vector<Run> runs;
   for (const std::string& file : options.files)
     runs.push_back(read_run(file));
@@ -68,7 +68,7 @@ what 'nbdelta backup --json' printed. Needs gnuplot.)";
 }  // namespace
 
 std::function<int()> add_report_command(CLI::App& app) {
-  const auto options = std::make_shared<Options>();
+  const auto options = std::make_shared<ReportArguments>();
   CLI::App* command = app.add_subcommand("report", "Draws what runs were: a page and its pictures");
   command->add_option("RUN.json", options->files, "what to show")->required();
   command->add_option("--to", options->folder, "where report.html and *.svg go; \"report\"")

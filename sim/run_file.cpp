@@ -24,7 +24,7 @@ namespace {
 namespace json = boost::json;
 namespace repository = client::repository;
 
-constexpr std::uint64_t kLongestFile = std::uint64_t{1} << 30;
+constexpr std::uint64_t kLongestRunFile = std::uint64_t{1} << 30;
 constexpr std::int64_t kLongestRun = std::int64_t{1} << 53;  // microseconds: what a double can hold
 
 json::value parse_json(std::string_view text, const std::string& file) {
@@ -167,7 +167,7 @@ Run parse_run(std::string_view text, const std::string& file) {
 }
 
 Run read_run(const std::string& file) {
-  return parse_run(read_text_file(file, kLongestFile), file);
+  return parse_run(read_text_file(file, kLongestRunFile), file);
 }
 
 void write_run(const std::string& file, const Run& run) {

@@ -19,7 +19,7 @@ namespace json = boost::json;
 
 constexpr std::uint64_t kLargestDisk = std::uint64_t{1} << 40;
 constexpr std::size_t kMostDisks = 64;
-constexpr std::size_t kLongestFile = std::size_t{1} << 20;
+constexpr std::size_t kLongestScenario = std::size_t{1} << 20;
 constexpr std::size_t kLongestTrace = std::size_t{1} << 30;
 
 QemuSetup read_qemu(const JsonEntry& entry) {
@@ -236,8 +236,8 @@ Scenario parse_scenario(std::string_view text, const std::string& file) {
   json::stream_parser parser;
   json::error_code status;
   const std::size_t taken =
-      text.size() > kLongestFile ? 0 : parser.write_some(text.data(), text.size(), status);
-  if (text.size() > kLongestFile)
+      text.size() > kLongestScenario ? 0 : parser.write_some(text.data(), text.size(), status);
+  if (text.size() > kLongestScenario)
     fail(EFBIG, "{}: is longer than 1 MiB: no scenario", file);
   const std::size_t rest = text.find_first_not_of(" \t\r\n", taken);
   if (status || !parser.done() || rest != std::string_view::npos) {
@@ -273,7 +273,7 @@ Scenario parse_scenario(std::string_view text, const std::string& file) {
 }
 
 Scenario read_scenario(const std::string& file) {
-  return parse_scenario(read_text_file(file, kLongestFile), file);
+  return parse_scenario(read_text_file(file, kLongestScenario), file);
 }
 
 }  // namespace nbdelta::sim

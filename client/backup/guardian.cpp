@@ -22,8 +22,8 @@ constexpr Clock::Duration kThaw = 10s;     // a guest that thaws writes what was
 constexpr Clock::Duration kAttempt = 2s;   // of the thaws after a first one that went wrong
 constexpr Clock::Duration kConfirm = 20s;  // what a session waits for
 constexpr Clock::Duration kLongestPause = 2s;
-constexpr Clock::Duration kGone = 60s;  // refused all that time: the guest is gone, and not just
-                                        // what forwards its channel
+constexpr Clock::Duration kGuestGone = 60s;  // refused all that time: the guest is gone, and not
+                                             // just what forwards its channel
 
 /// What the session reads. Errors of the agent keep their class.
 std::string error_line(const std::string& error_class, const std::string& description,
@@ -299,7 +299,7 @@ asio::awaitable<void> Guardian::last_thaw() {
         refused_since.reset();
       else if (!refused_since)
         refused_since = clock_->now();
-      else if (clock_->now() - *refused_since >= kGone)
+      else if (clock_->now() - *refused_since >= kGuestGone)
         fail(why, "the guest may be frozen, and its agent's channel is gone: {}", error.what());
     }
     co_await clock_->wait(pause_);

@@ -35,11 +35,6 @@ std::string percent_encoded(std::string_view text) {
   return result;
 }
 
-Command joined(Command first, const Command& second) {
-  first.insert(first.end(), second.begin(), second.end());
-  return first;
-}
-
 }  // namespace
 
 Command nbdkit_command() {

@@ -87,6 +87,11 @@ std::vector<char*> pointers(std::vector<std::string>& strings) {
 
 }  // namespace
 
+Command joined(Command first, const Command& second) {
+  first.insert(first.end(), second.begin(), second.end());
+  return first;
+}
+
 std::string find_program(const std::string& name) {
   if (name.find('/') != std::string::npos)
     return name;

@@ -37,6 +37,8 @@ std::string find_program(const std::string& name);
 /// Joins a command for messages.
 std::string to_string(const Command& command);
 
+Command joined(Command first, const Command& second);
+
 /// Against what hangs; a machine may be very busy, and sanitizers slow.
 inline constexpr std::chrono::milliseconds kDefaultTimeout{300'000};
 

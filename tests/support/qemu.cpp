@@ -13,11 +13,6 @@ namespace {
 
 namespace json = boost::json;
 
-Command joined(Command first, const Command& second) {
-  first.insert(first.end(), second.begin(), second.end());
-  return first;
-}
-
 std::uint64_t number(const json::value& extent, const char* key) {
   return extent.at(key).to_number<std::uint64_t>();
 }

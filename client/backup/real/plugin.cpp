@@ -24,7 +24,7 @@ namespace fs = std::filesystem;
 using namespace std::chrono_literals;
 
 constexpr Clock::Duration kStart = 30s;  // a map of QEMU's may be large
-constexpr Clock::Duration kPoll = 3ms;
+constexpr Clock::Duration kSocketPoll = 3ms;
 // nbdkit waits for its clients, whose connections may hang.
 constexpr std::chrono::milliseconds kEnd{2000};
 
@@ -99,7 +99,7 @@ void end_process(std::int64_t process_id) {
   while (is_our_nbdkit(process_id)) {
     if (std::chrono::steady_clock::now() > deadline)
       ::kill(static_cast<pid_t>(process_id), SIGKILL);
-    std::this_thread::sleep_for(kPoll);
+    std::this_thread::sleep_for(kSocketPoll);
   }
   if (!socket.empty())
     ::unlink(socket.c_str());
@@ -160,7 +160,7 @@ class PluginServer final : public Server {
         fail(EIO, "nbdkit ended instead of serving {}: {}", request_.image, said());
       if (clock.now() > deadline)
         fail(ETIMEDOUT, "nbdkit does not serve {}: {}", request_.image, said());
-      co_await clock.wait(kPoll);
+      co_await clock.wait(kSocketPoll);
     }
   }
 

@@ -72,7 +72,7 @@ Situation usual() {
   return situation;
 }
 
-struct Row {
+struct DiskRow {
   const char* name;
   std::function<void(Situation&, Options&)> change;
   MapSource map;
@@ -80,10 +80,10 @@ struct Row {
   const char* bitmap = "";
 };
 
-class PlanOfOneDisk : public ::testing::TestWithParam<Row> {};
+class PlanOfOneDisk : public ::testing::TestWithParam<DiskRow> {};
 
 TEST_P(PlanOfOneDisk, IsAsExpected) {
-  const Row& row = GetParam();
+  const DiskRow& row = GetParam();
   Situation situation = usual();
   Options options;
   options.qmp = "/run/vm.qmp";
@@ -104,7 +104,7 @@ TEST_P(PlanOfOneDisk, IsAsExpected) {
 }
 
 TEST_P(PlanOfOneDisk, RequireIncrementalRefusesEveryFull) {
-  const Row& row = GetParam();
+  const DiskRow& row = GetParam();
   Situation situation = usual();
   Options options;
   options.qmp = "/run/vm.qmp";
@@ -129,88 +129,88 @@ constexpr const char* kLast = "nbdelta-0123abcd-0002";
 INSTANTIATE_TEST_SUITE_P(
     Rows, PlanOfOneDisk,
     ::testing::Values(
-        Row{"first_backup", [](auto& s, auto&) { s.latest.reset(); }, MapSource::none},
-        Row{"bitmap_in_the_image", [](auto&, auto&) {}, MapSource::image, "", kLast},
-        Row{"bitmap_in_qemu",
+        DiskRow{"first_backup", [](auto& s, auto&) { s.latest.reset(); }, MapSource::none},
+        DiskRow{"bitmap_in_the_image", [](auto&, auto&) {}, MapSource::image, "", kLast},
+        DiskRow{"bitmap_in_qemu",
             [](auto& s, auto&) {
               make_raw(s.inventory.disks[0]);
               s.inventory.disks[0].bitmaps[0].persistent = false;
             },
             MapSource::qemu, "", kLast},
-        Row{"raw_after_a_restart_of_qemu",
+        DiskRow{"raw_after_a_restart_of_qemu",
             [](auto& s, auto&) {
               make_raw(s.inventory.disks[0]);
               s.inventory.disks[0].bitmaps.clear();
             },
             MapSource::none, "QEMU was restarted"},
-        Row{"bitmap_missing", [](auto& s, auto&) { s.inventory.disks[0].bitmaps.clear(); },
+        DiskRow{"bitmap_missing", [](auto& s, auto&) { s.inventory.disks[0].bitmaps.clear(); },
             MapSource::none, "nbdelta-0123abcd-0002 is missing"},
-        Row{"only_an_older_bitmap",
+        DiskRow{"only_an_older_bitmap",
             [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].name = "nbdelta-0123abcd-0001"; },
             MapSource::none, "missing"},
-        Row{"another_chains_bitmap",
+        DiskRow{"another_chains_bitmap",
             [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].name = "nbdelta-0123abce-0002"; },
             MapSource::none, "missing"},
-        Row{"bitmap_inconsistent",
+        DiskRow{"bitmap_inconsistent",
             [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].inconsistent = true; },
             MapSource::none, "inconsistent"},
-        Row{"bitmap_said_to_be_consistent",
+        DiskRow{"bitmap_said_to_be_consistent",
             [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].inconsistent = false; },
             MapSource::image, "", kLast},
-        Row{"bitmap_busy", [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].busy = true; },
+        DiskRow{"bitmap_busy", [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].busy = true; },
             MapSource::none, "in use by somebody else"},
-        Row{"bitmap_disabled",
+        DiskRow{"bitmap_disabled",
             [](auto& s, auto&) { s.inventory.disks[0].bitmaps[0].recording = false; },
             MapSource::none, "disabled"},
-        Row{"other_bitmaps_beside",
+        DiskRow{"other_bitmaps_beside",
             [](auto& s, auto&) {
               auto& bitmaps = s.inventory.disks[0].bitmaps;
               bitmaps.insert(bitmaps.begin(), bitmap("somebody-elses"));
               bitmaps[0].inconsistent = true;
             },
             MapSource::image, "", kLast},
-        Row{"disk_has_grown", [](auto& s, auto&) { s.inventory.disks[0].size = 2 * kGiB; },
+        DiskRow{"disk_has_grown", [](auto& s, auto&) { s.inventory.disks[0].size = 2 * kGiB; },
             MapSource::none, "its size was 1.00 GiB and is 2.00 GiB"},
-        Row{"disk_has_grown_a_sector", [](auto& s, auto&) { s.inventory.disks[0].size += 512; },
+        DiskRow{"disk_has_grown_a_sector", [](auto& s, auto&) { s.inventory.disks[0].size += 512; },
             MapSource::none, "its size was 1073741824 bytes and is 1073742336"},
-        Row{"file_gone",
+        DiskRow{"file_gone",
             [](auto& s, auto&) {
               s.file_exists = [](const repository::DiskEntry& e) { return e.name != "vda"; };
             },
             MapSource::none, "vda.qcow2 of the last restore point is gone"},
-        Row{"full_asked_for", [](auto&, auto& o) { o.full = true; }, MapSource::none, "asked for"},
-        Row{"external_after_ours", [](auto&, auto& o) { o.external = true; }, MapSource::none,
+        DiskRow{"full_asked_for", [](auto&, auto& o) { o.full = true; }, MapSource::none, "asked for"},
+        DiskRow{"external_after_ours", [](auto&, auto& o) { o.external = true; }, MapSource::none,
             "is not external software's"},
-        Row{"ours_after_external",
+        DiskRow{"ours_after_external",
             [](auto& s, auto&) {
               s.latest->external = true;
               s.latest->disks[0].file.reset();
             },
             MapSource::none, "is external software's"},
-        Row{"external_after_external",
+        DiskRow{"external_after_external",
             [](auto& s, auto& o) {
               s.latest->external = o.external = true;
               s.latest->disks[0].file.reset();
               s.file_exists = [](const repository::DiskEntry&) { return false; };
             },
             MapSource::image, "", kLast},
-        Row{"overlay_of_a_session_that_failed",
+        DiskRow{"overlay_of_a_session_that_failed",
             [](auto& s, auto&) { s.inventory.disks[0].overlays = {overlay(2)}; },
             MapSource::absorbed, "", kLast},
-        Row{"raw_with_an_overlay_of_a_session_that_failed",
+        DiskRow{"raw_with_an_overlay_of_a_session_that_failed",
             [](auto& s, auto&) {
               make_raw(s.inventory.disks[0]);
               s.inventory.disks[0].bitmaps[0].persistent = false;
               s.inventory.disks[0].overlays = {overlay(2)};
             },
             MapSource::absorbed, "", kLast},
-        Row{"overlay_in_place_but_the_bitmap_is_gone",
+        DiskRow{"overlay_in_place_but_the_bitmap_is_gone",
             [](auto& s, auto&) {
               s.inventory.disks[0].overlays = {overlay(2)};
               s.inventory.disks[0].bitmaps.clear();
             },
             MapSource::none, "missing"},
-        Row{"layer_of_the_last_overlay",
+        DiskRow{"layer_of_the_last_overlay",
             [](auto& s, auto& o) {
               o.tracking = Tracking::overlay;
               s.latest->disks[0].tracking = repository::kByOverlay;
@@ -218,36 +218,36 @@ INSTANTIATE_TEST_SUITE_P(
               s.inventory.disks[0].overlays = {overlay(2)};
             },
             MapSource::layer},
-        Row{"layer_below_an_overlay_of_a_session_that_failed",
+        DiskRow{"layer_below_an_overlay_of_a_session_that_failed",
             [](auto& s, auto& o) {
               o.tracking = Tracking::overlay;
               s.latest->disks[0].tracking = repository::kByOverlay;
               s.inventory.disks[0].overlays = {overlay(2), overlay(2)};
             },
             MapSource::layer},
-        Row{"by_overlay_but_the_guest_runs_on_its_base",
+        DiskRow{"by_overlay_but_the_guest_runs_on_its_base",
             [](auto& s, auto& o) {
               o.tracking = Tracking::overlay;
               s.latest->disks[0].tracking = repository::kByOverlay;
             },
             MapSource::none, "does not run on the overlay of restore point 2"},
-        Row{"by_overlay_but_it_is_an_earlier_sessions",
+        DiskRow{"by_overlay_but_it_is_an_earlier_sessions",
             [](auto& s, auto& o) {
               o.tracking = Tracking::overlay;
               s.latest->disks[0].tracking = repository::kByOverlay;
               s.inventory.disks[0].overlays = {overlay(2), overlay(1)};
             },
             MapSource::none, "lowest overlay is of session 1"},
-        Row{"tracking_changes_to_overlay",
+        DiskRow{"tracking_changes_to_overlay",
             [](auto&, auto& o) { o.tracking = Tracking::overlay; }, MapSource::image, "", kLast},
-        Row{"tracking_changes_to_bitmap",
+        DiskRow{"tracking_changes_to_bitmap",
             [](auto& s, auto&) {
               s.latest->disks[0].tracking = repository::kByOverlay;
               s.inventory.disks[0].bitmaps.clear();
               s.inventory.disks[0].overlays = {overlay(2)};
             },
             MapSource::layer},
-        Row{"disk_is_new",
+        DiskRow{"disk_is_new",
             [](auto& s, auto&) {
               s.latest->disks = {entry("vdz")};
               s.inventory.disks[0].bitmaps.clear();

@@ -46,7 +46,7 @@ bool receive(int fd, std::string& to) {
   return count > 0;
 }
 
-bool send_all(int fd, const std::string& bytes) {
+bool pass_on(int fd, const std::string& bytes) {
   return ::send(fd, bytes.data(), bytes.size(), MSG_NOSIGNAL) ==
          static_cast<ssize_t>(bytes.size());  // a blocking socket takes all
 }
@@ -102,7 +102,7 @@ void QmpTap::serve(int client, int qemu) {
     if (::poll(ends, 2, kTick_ms) <= 0)
       continue;
     std::string answers;
-    if (ends[1].revents != 0 && (!receive(qemu, answers) || !send_all(client, answers)))
+    if (ends[1].revents != 0 && (!receive(qemu, answers) || !pass_on(client, answers)))
       return;
     if (ends[0].revents != 0 && !receive(client, commands))
       return;
@@ -111,7 +111,7 @@ void QmpTap::serve(int client, int qemu) {
       const std::string line = commands.substr(0, end + 1);
       commands.erase(0, end + 1);
       before_(line);
-      if (client_ == 0 || (!std::exchange(dropped_, false) && !send_all(qemu, line)))
+      if (client_ == 0 || (!std::exchange(dropped_, false) && !pass_on(qemu, line)))
         return;
     }
   }
