@@ -14,7 +14,7 @@ using namespace image::qcow2;
 namespace {
 
 template <class T>
-std::string text_of(const T& structure) {
+std::string bytes_of(const T& structure) {
   return std::string(reinterpret_cast<const char*>(&structure), sizeof structure);
 }
 
@@ -67,7 +67,7 @@ void Qcow2HeaderFile::read_extensions(const std::string& cluster) {
 void Qcow2HeaderFile::write(const File& file) {
   std::string extensions;
   const auto add = [&](std::uint32_t type, const std::string& data) {
-    extensions += text_of(ExtensionHeader{type, static_cast<std::uint32_t>(data.size())});
+    extensions += bytes_of(ExtensionHeader{type, static_cast<std::uint32_t>(data.size())});
     extensions += data;
     extensions.resize(round_up(extensions.size(), 8));
   };
@@ -77,7 +77,7 @@ void Qcow2HeaderFile::write(const File& file) {
   for (const Extension& other : others_)
     add(other.type, other.data);
   if (bitmaps)
-    add(type(image::qcow2::Extension::bitmaps), text_of(*bitmaps));
+    add(type(image::qcow2::Extension::bitmaps), bytes_of(*bitmaps));
   add(type(image::qcow2::Extension::end), "");
   header_.autoclear_features =
       (header_.autoclear_features & ~kBitmapsValid) | (bitmaps ? kBitmapsValid : 0);
@@ -86,7 +86,7 @@ void Qcow2HeaderFile::write(const File& file) {
   header_.backing_file_size = backing ? static_cast<std::uint32_t>(backing->path.size()) : 0;
 
   std::string cluster =
-      text_of(header_) + header_rest_ + extensions + (backing ? backing->path : "");
+      bytes_of(header_) + header_rest_ + extensions + (backing ? backing->path : "");
   if (cluster.size() > cluster_size() || (backing && backing->path.size() > kMaxBackingNameLength))
     fail(E2BIG, "{}: the header and its extensions do not fit the first cluster", file.name());
   cluster.resize(cluster_size());

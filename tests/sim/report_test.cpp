@@ -28,7 +28,7 @@ using namespace std::chrono_literals;
 
 const std::string kOddName = R"(v'm <b>&"`x`")";
 
-RunSession session(std::int64_t window_us) {
+RunSession session_of(std::int64_t window_us) {
   RunSession made;
   made.name = kOddName;
   made.result = kDone;
@@ -86,7 +86,7 @@ std::size_t count(const std::string& text, const std::string& part) {
 }
 
 TEST(Report, OfOneSession) {
-  const auto files = report({run_of({session(50'000)})}, 6);
+  const auto files = report({run_of({session_of(50'000)})}, 6);
   EXPECT_EQ(files.size(), 4U);  // the page, the budget, the timeline, the window
   const std::string& page = files.at("report.html");
   EXPECT_THAT(page, HasSubstr("v&#39;m &lt;b&gt;&amp;&quot;`x`&quot;"));
@@ -101,7 +101,7 @@ TEST(Report, OfOneSession) {
 }
 
 TEST(Report, ShowsTheStatesInTheirOrder) {
-  const auto files = report({run_of({session(50'000)})}, 6);
+  const auto files = report({run_of({session_of(50'000)})}, 6);
   const std::string& timeline = files.at("session-1.svg");
   std::size_t before = 0;
   for (const std::string state : {"prepare", "freeze", "switch", "thaw", "export", "pull", "commit",
@@ -119,7 +119,7 @@ TEST(Report, ShowsTheStatesInTheirOrder) {
 /// Each colour is a plain one, which a rule of the same file makes fit a dark page.
 TEST(Report, HasColoursForThoseWhoKnowNoCss) {
   const std::regex attribute(R"((fill|stroke|color)\s*=\s*["']([^"']*)["'])");
-  for (const auto& [name, text] : report({run_of({session(50'000), session(60'000)})}, 6)) {
+  for (const auto& [name, text] : report({run_of({session_of(50'000), session_of(60'000)})}, 6)) {
     const std::size_t drawing = text.find("</style>");
     ASSERT_NE(drawing, std::string::npos) << name;
     const std::string rules = text.substr(0, drawing);
@@ -140,7 +140,8 @@ TEST(Report, HasColoursForThoseWhoKnowNoCss) {
 }
 
 TEST(Report, NoTwoThingsHaveOneId) {
-  const std::string page = report({run_of({session(50'000), session(60'000)})}, 6)["report.html"];
+  const std::string page =
+      report({run_of({session_of(50'000), session_of(60'000)})}, 6)["report.html"];
   const testing::TempFolder folder;
   std::ofstream(folder / "p.html") << page;
   EXPECT_EQ(
@@ -156,7 +157,7 @@ TEST(Report, NoTwoThingsHaveOneId) {
 TEST(Report, OfAThousandRuns) {
   std::vector<sim::Run> runs;
   for (std::int64_t i = 0; i < 1000; ++i)
-    runs.push_back(run_of({session(50'000 + i * 10)}));
+    runs.push_back(run_of({session_of(50'000 + i * 10)}));
   const auto files = report(runs, 6);
   const std::string& page = files.at("report.html");
   EXPECT_THAT(page, HasSubstr("1000 sessions in 1000 files"));
@@ -181,7 +182,7 @@ TEST(Report, OfNothing) {
 }
 
 TEST(Report, OfFaults) {
-  std::vector<RunSession> sessions{session(50'000), session(50'000)};
+  std::vector<RunSession> sessions{session_of(50'000), session_of(50'000)};
   sessions[0].result = "QEMU is gone";
   sessions[0].faults = {{20'000, "kill <QEMU>'\nsystem('touch /tmp/x')`touch /tmp/x`"}};
   sessions[0].frozen = {{1000, 20'001'000}};
@@ -198,14 +199,14 @@ TEST(Report, OfFaults) {
 TEST(Report, WindowsOfAllLengths) {
   EXPECT_FALSE(wants_powers({50, 60, 1000}));
   EXPECT_TRUE(wants_powers({50, 60, 20'000}));
-  EXPECT_THAT(report({run_of({session(2000), session(20'000'000)})}, 0)["windows.svg"],
+  EXPECT_THAT(report({run_of({session_of(2000), session_of(20'000'000)})}, 0)["windows.svg"],
               HasSubstr(">10000<"));
 }
 
 TEST(Report, SaysWhatIsMissing) {
   const testing::EnvironmentVariable path("PATH", "/nonexistent");
   try {
-    make_report({run_of({session(50'000)})}, 6);
+    make_report({run_of({session_of(50'000)})}, 6);
     ADD_FAILURE() << "it was drawn";
   } catch (const Error& error) {
     EXPECT_THAT(error.what(), HasSubstr("gnuplot-nox"));
@@ -213,7 +214,7 @@ TEST(Report, SaysWhatIsMissing) {
 }
 
 TEST(Report, KnowsItsPictures) {
-  for (const auto& [name, text] : report({run_of({session(50'000), session(60'000)})}, 6))
+  for (const auto& [name, text] : report({run_of({session_of(50'000), session_of(60'000)})}, 6))
     EXPECT_EQ(is_picture_of_report(name), name != "report.html") << name;
   EXPECT_TRUE(is_picture_of_report("faults.svg"));
   EXPECT_TRUE(is_picture_of_report("session-100-window.svg"));
