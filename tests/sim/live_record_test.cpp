@@ -13,6 +13,7 @@ namespace json = boost::json;
 
 const std::string kScenario = R"({
   "disks": [{"name": "vda", "size": "64 MiB"}],
+  "agent": {"freeze": "300 ms", "jitter": 0},
   "loads": [{"disk": "vda", "pattern": "uniform", "rate": "2 MiB/s", "sync-every": 16}]
 })";
 
@@ -47,9 +48,8 @@ TEST(LiveRecord, IsWhatNbdeltaSaw) {
                               window.at("freeze-sent-us").to_number<std::int64_t>();
   const std::int64_t ours = time_of(session, "guest-fsfreeze-thaw", "end-us") -
                             time_of(session, "guest-fsfreeze-freeze", "start-us");
-  EXPECT_GT(ours, 0);
-  EXPECT_LE(ours, theirs);
-  EXPECT_GT(ours, theirs - 50'000);
+  EXPECT_GE(ours, 300'000);  // what the agent takes at least
+  EXPECT_LE(ours, theirs);   // nbdelta sends before, and hears after
   EXPECT_EQ(session.at("frozen").as_array().size(), 1U);
   EXPECT_FALSE(session.at("latency").as_array().empty());
   EXPECT_FALSE(session.at("overlay").as_array().empty());
