@@ -110,6 +110,10 @@ void File::sync() const {
     fail_errno("{}: fsync", name_);
 }
 
+void File::drop_cached() const noexcept {
+  (void)::posix_fadvise(fd(), 0, 0, POSIX_FADV_DONTNEED);  // advice: no file system must take it
+}
+
 void sync_folder_of(const std::string& path) {
   std::string folder = std::filesystem::path(path).parent_path().string();
   if (folder.empty())

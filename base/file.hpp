@@ -73,6 +73,10 @@ class File {
   /// fsync(2).
   void sync() const;
 
+  /// Has the kernel begin to write what is dirty, and take what has been written out of the page
+  /// cache. Waits for nothing; a failed write is still sync()'s to report.
+  void drop_cached() const noexcept;
+
  private:
   FileDescriptor fd_;
   std::string name_;

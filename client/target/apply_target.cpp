@@ -150,6 +150,7 @@ void ApplyTarget::zero_at(std::uint64_t offset, std::uint64_t length) {
 
 void ApplyTarget::finish() {
   file_.sync();
+  drop_cached();
   if (!block_device_) {
     if (::unlink(mark_path_.c_str()) != 0)
       fail_errno("{}: cannot be removed", mark_path_);

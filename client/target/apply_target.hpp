@@ -34,6 +34,7 @@ class ApplyTarget : public LocalTarget {
   bool copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
                std::uint64_t offset) override;
   void zero_at(std::uint64_t offset, std::uint64_t length) override;
+  void drop_cached() noexcept override { file_.drop_cached(); }
 
  private:
   void check_mark(const std::string& source) const;

@@ -1,11 +1,17 @@
 #pragma once
 
+#include <atomic>
+#include <cstdint>
+
 #include "client/target/target.hpp"
 
 namespace nbdelta::client::target {
 
 /// A target that is written to by system calls, in the thread that has the data: that is still in
 /// this processor's cache.
+///
+/// What was written leaves the page cache soon: nobody will read it, the disk has work from the
+/// beginning, and reused pages are cheaper than fresh ones (bench/README.md).
 class LocalTarget : public Target {
  public:
   std::unique_ptr<Writer> writer(asio::io_context& loop) final;
@@ -24,9 +30,15 @@ class LocalTarget : public Target {
     return false;
   }
   virtual void zero_at(std::uint64_t offset, std::uint64_t length) = 0;
+  /// Called after each so many bytes; File::drop_cached() of the target's file.
+  virtual void drop_cached() noexcept {}
 
  private:
   class LocalWriter;
+
+  void wrote(std::uint64_t bytes) noexcept;
+
+  std::atomic<std::uint64_t> written_ = 0;  // bytes
 };
 
 }  // namespace nbdelta::client::target

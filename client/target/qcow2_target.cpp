@@ -120,6 +120,7 @@ bool Qcow2Target::copy_at(const File& from, std::uint64_t from_offset, std::uint
 
 void Qcow2Target::finish() {
   overlay_->finish();
+  drop_cached();
   file_.publish();
 }
 

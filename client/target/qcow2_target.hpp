@@ -27,6 +27,7 @@ class Qcow2Target : public LocalTarget {
                std::uint64_t offset) override;
   /// The tables say so already.
   void zero_at(std::uint64_t /*offset*/, std::uint64_t /*length*/) override {}
+  void drop_cached() noexcept override { file_.file().drop_cached(); }
 
  private:
   void check_backing() const;

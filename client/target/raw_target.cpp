@@ -31,6 +31,7 @@ bool RawTarget::copy_at(const File& from, std::uint64_t from_offset, std::uint64
 
 void RawTarget::finish() {
   file_.file().sync();
+  drop_cached();
   file_.publish();
 }
 

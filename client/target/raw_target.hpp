@@ -19,6 +19,7 @@ class RawTarget : public LocalTarget {
   bool copy_at(const File& from, std::uint64_t from_offset, std::uint64_t length,
                std::uint64_t offset) override;
   void zero_at(std::uint64_t /*offset*/, std::uint64_t /*length*/) override {}
+  void drop_cached() noexcept override { file_.file().drop_cached(); }
 
  private:
   std::string path_;
