@@ -94,6 +94,8 @@ CASES = [
          [client_memory(scenarios.full, "nbdelta", 64, "full pull"),
           client_memory(scenarios.incremental, "nbdelta", 64, "incremental"),
           client_memory(scenarios.disk_size, "large disk", 64, "16 TiB disk")]),
+    Case("reflink", "full pull where the file system copies by reference, against cp --reflink=never",
+         [faster(scenarios.reflinks, "cp", 20, scenarios.DIRECT)]),
     Case("open", "qcow2 image of 16 TiB opened and ready to serve, against qemu-nbd",
          [faster(scenarios.opening, "qemu-nbd", 1, ours="nbdkit delta")]),
 ]
