@@ -98,6 +98,9 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
   agent_.file_systems = static_cast<std::int64_t>(disks_.size());
   agent_.command_time = scenario.agent.latency;
   agent_.thaw_time = scenario.agent.thaw * agent_.file_systems;
+  // Before the images are made, which would be left in somebody else's folder.
+  if (fs::exists(folder_.record()))
+    check_record(folder_.record(), recorded_disks());
   for (const ScenarioDisk& disk : disks_) {
     create_image(disk);
     open_disk(disk);
@@ -194,7 +197,7 @@ void LiveQemu::go_on_with_record(Clock& clock) {
     std::uint64_t content;
   };
   std::vector<Found> found;
-  for (std::size_t disk = 0; disk < before.contents.size() && disk < count(); ++disk)
+  for (std::size_t disk = 0; disk < count(); ++disk)
     for (std::uint64_t granule = 0; granule < granules(disk); ++granule) {
       const std::uint64_t now = content(disk, granule);
       if (now == before.contents[disk][granule])

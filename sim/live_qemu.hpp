@@ -43,7 +43,8 @@ class LiveQemu final : public Disks {
  public:
   /// Makes the images that are not there, and opens them, or the overlays that are named beside
   /// them. Throws Error; also where an overlay lies over one and nothing says that the guest runs
-  /// on it, and where the images lack what an earlier run's guest had flushed.
+  /// on it, where the folder's record is of other disks, and where the images lack what an earlier
+  /// run's guest had flushed.
   LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder, const Scenario& scenario);
 
   /// Begins to serve the sockets.

@@ -17,6 +17,7 @@ namespace nbdelta::sim {
 namespace {
 
 constexpr std::string_view kFirstLine = "nbdelta-sim record 1";
+constexpr std::string_view kDisk = "disk ";
 
 /// Words of a line, one after the other.
 class Words {
@@ -44,25 +45,40 @@ class Words {
   std::string_view left_;
 };
 
-std::string disk_line(const RecordedDisk& disk) {
-  return fmt::format("disk {} {} {} {}", disk.name, disk.format, disk.granules, disk.path);
+std::string head_of(const std::vector<RecordedDisk>& disks) {
+  std::string head = fmt::format("{}\n", kFirstLine);
+  for (const RecordedDisk& disk : disks)
+    head += fmt::format("{}{} {} {} {}\n", kDisk, disk.name, disk.format, disk.granules, disk.path);
+  return head;
 }
 
 }  // namespace
 
+void check_record(const std::string& path, const std::vector<RecordedDisk>& disks) {
+  const File file = File::open(path, O_RDONLY);
+  if (file.size() == 0)
+    fail(EINVAL,
+         "{}: is empty: it does not say what the guest's disks must hold; without it the guest "
+         "starts with what there is",
+         path);
+  const std::string head = head_of(disks);
+  std::string there(head.size() + kDisk.size(), '\0');  // up to where one more disk would be told
+  there.resize(file.read_at(std::as_writable_bytes(std::span(there)), 0));
+  if (!there.starts_with(kFirstLine))
+    fail(EINVAL, "{}: is no record of nbdelta-sim", path);
+  if (!there.starts_with(head) || there.ends_with(kDisk))
+    fail(EEXIST, "{}: is the record of other disks: use a new folder", path);
+}
+
 Record::Record(const std::string& path, const std::vector<RecordedDisk>& disks,
                client::Clock& clock)
     : clock_(&clock) {
-  std::string head = std::string(kFirstLine) + "\n";
-  for (const RecordedDisk& disk : disks)
-    head += disk_line(disk) + "\n";
+  const std::string head = head_of(disks);
   file_ = File::open(path, O_RDWR | O_CREAT | O_APPEND);
-  std::string there(file_.size() == 0 ? 0 : head.size(), '\0');
-  there.resize(file_.read_at(std::as_writable_bytes(std::span(there)), 0));
   if (file_.size() == 0)
     file_.write_at(std::as_bytes(std::span(head)), 0);
-  else if (there != head)
-    fail(EEXIST, "{}: is the record of other disks: use a new folder", path);
+  else
+    check_record(path, disks);
   std::string last(1, '\n');  // a line that a crash has cut off does not count
   while (file_.size() > head.size()) {
     file_.read_at(std::as_writable_bytes(std::span(last)), file_.size() - 1);
@@ -121,11 +137,11 @@ void Replay::run(const std::string& path) {
 }
 
 void Replay::take(std::string_view line) {
-  if (!line.starts_with("disk ")) {
+  if (!line.starts_with(kDisk)) {
     take_event(line);
     return;
   }
-  Words words(line.substr(5));
+  Words words(line.substr(kDisk.size()));
   RecordedDisk disk;
   disk.name = words.next();
   disk.format = words.next();

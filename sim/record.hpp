@@ -56,6 +56,9 @@ class Record {
   client::Clock* clock_;
 };
 
+/// Throws Error where the file at `path` is not the record of exactly these disks, in this order.
+void check_record(const std::string& path, const std::vector<RecordedDisk>& disks);
+
 /// What follows from a record's lines, read from its first to its last.
 class Replay {
  public:

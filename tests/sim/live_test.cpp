@@ -4,7 +4,11 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
 #include <iostream>
+#include <set>
+#include <string>
 
 #include "tests/support/random.hpp"
 
@@ -251,6 +255,65 @@ TEST(LiveSim, TwoCannotRunOnOneFolder) {
   EXPECT_EQ(second.status, 1);
   EXPECT_THAT(second.err, HasSubstr("lock"));
   sim.backup();  // the first is none the worse for it
+}
+
+/// Nothing is read by such a record, and nothing is made beside it.
+TEST(LiveSim, DoesNotStartOnTheRecordOfOtherDisks) {
+  const auto disks = [](const std::string& list) { return "{\"disks\": [" + list + "]}"; };
+  const std::string vda = R"({"name": "vda", "size": "1 MiB"})";
+  const std::string vdb = R"({"name": "vdb", "size": "2 MiB"})";
+  LiveSim sim(disks(vda + "," + vdb));
+  EXPECT_EQ(sim.stop().status, 0);
+  const auto files = [&] {
+    std::set<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(sim.guest()))
+      names.insert(entry.path().filename());
+    return names;
+  };
+  const std::set<std::string> before = files();
+  const struct {
+    const char* name;
+    std::string scenario;
+  } kCases[] = {
+      {"another order", disks(vdb + "," + vda)},
+      {"another name", disks(vda + "," + R"({"name": "vdc", "size": "2 MiB"})")},
+      {"another size", disks(R"({"name": "vda", "size": "2 MiB"})" + ("," + vdb))},
+      {"another format", disks(vda + R"(,{"name": "vdb", "size": "2 MiB", "format": "raw"})")},
+      {"one less", disks(vda)},
+      {"one more", disks(vda + "," + vdb + R"(,{"name": "vdc", "size": "2 MiB"})")},
+  };
+  for (const auto& each : kCases) {
+    SCOPED_TRACE(each.name);
+    const TempFolder folder;
+    std::ofstream(folder / "other.json") << each.scenario;
+    const Outcome refused =
+        run({NBDELTA_SIM, "run", "--scenario", folder / "other.json", "--dir", sim.guest()});
+    EXPECT_EQ(refused.status, 1);
+    EXPECT_EQ(refused.err,
+              fmt::format("nbdelta-sim: {}/record.txt: is the record of other disks: use a new "
+                          "folder\n",
+                          sim.guest()));
+    EXPECT_EQ(files(), before);
+  }
+  sim.start();
+}
+
+/// What such a record says of the images that are there is nothing, so they cannot be what it says.
+TEST(LiveSim, DoesNotStartOnARecordThatIsNone) {
+  const std::string record = "/record.txt";
+  LiveSim sim(kOneDisk);
+  sim.wait_for_writes(50);
+  EXPECT_EQ(sim.stop().status, 0);
+  const auto refusal = [&](const std::string& text) {
+    std::ofstream(sim.guest() + record) << text;
+    const Outcome refused = run(sim.run_command());
+    EXPECT_EQ(refused.status, 1) << refused.out;
+    return refused.err;
+  };
+  EXPECT_THAT(refusal(""), HasSubstr(sim.guest() + record + ": is empty: "));
+  EXPECT_THAT(refusal("notes\n"), HasSubstr(sim.guest() + record + ": is no record"));
+  std::filesystem::remove(sim.guest() + record);
+  sim.start();
 }
 
 TEST(LiveSim, AScenarioThatMakesNoSenseIsRefusedWithItsPlace) {
