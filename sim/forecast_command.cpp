@@ -159,6 +159,8 @@ Forecast forecast_shown(const Scenario& scenario, ForecastOptions options) {
 
 int run_forecast(const ForecastArguments& options) {
   const Scenario scenario = scenario_of(options);
+  if (!options.record.empty())
+    check_run_place(options.record);
   Run record;
   ForecastOptions wanted;
   wanted.runs = options.runs;

@@ -110,16 +110,28 @@ void write(const std::string& path, const std::string& text) {
     fail(EIO, "{}: cannot be written", path);
 }
 
+std::string record_of(const std::string& folder, const Scenario& scenario) {
+  return folder + "/" + scenario.name + ".run.json";
+}
+
 int run(GateArguments options) {
   options.gate.budget = parse_time(options.budget);
+  std::vector<Scenario> scenarios;
+  for (const std::string& file : options.scenarios) {
+    scenarios.push_back(read_scenario(file));
+    if (!options.record.empty())
+      check_run_place(record_of(options.record, scenarios.back()));
+  }
+  if (!options.json.empty())
+    check_run_place(options.json);
   fmt::print("Freeze windows in virtual time; nbdelta's own share may be {}\n\n",
              format_time(options.gate.budget));
   print_head();
   json::array rows;
   std::vector<std::string> failures;
   std::vector<std::future<Gated>> running;
-  for (const std::string& file : options.scenarios)
-    running.push_back(std::async(std::launch::async, gate, read_scenario(file), options.gate));
+  for (const Scenario& scenario : scenarios)
+    running.push_back(std::async(std::launch::async, gate, scenario, options.gate));
   for (std::future<Gated>& each : running) {
     const Gated row = each.get();
     const Measured measured =

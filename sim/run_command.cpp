@@ -98,6 +98,8 @@ class LiveGuest {
 
 int run(const RunOptions& options) {
   const Scenario scenario = read_scenario(options.scenario);
+  if (!options.record.empty())
+    check_run_place(options.record);
   std::filesystem::create_directories(options.folder);
   const LiveFolder folder{std::filesystem::canonical(options.folder).string()};
   asio::io_context loop;

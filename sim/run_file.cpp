@@ -119,6 +119,17 @@ Run run_of_manifest(const json::value& value, const std::string& file) {
   return run;
 }
 
+/// A pipe, a device: it stays what it is.
+bool is_special(const std::string& file) {
+  std::error_code ignored;
+  return std::filesystem::exists(file, ignored) && !std::filesystem::is_regular_file(file, ignored);
+}
+
+/// Takes the place of the file when it is whole.
+std::string next_of(const std::string& file) {
+  return file + ".new";
+}
+
 }  // namespace
 
 RunSession session_of(const repository::Manifest& manifest) {
@@ -170,16 +181,33 @@ Run read_run(const std::string& file) {
   return parse_run(read_text_file(file, kLongestRunFile), file);
 }
 
+void check_run_place(const std::string& file) {
+  if (is_special(file)) {
+    if (std::filesystem::is_directory(file))
+      fail(EISDIR, "{}: is a folder: expected a file", file);
+    if (::access(file.c_str(), W_OK) != 0)
+      fail_errno("{}: cannot be written", file);
+    return;
+  }
+  const std::string next = next_of(file);
+  std::error_code ignored;
+  const bool there = std::filesystem::exists(next, ignored);  // somebody else writes it now
+  const FileDescriptor opened(::open(next.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC, 0666));
+  if (!opened)
+    fail_errno("{}: cannot be written", file);
+  if (!there)
+    ::unlink(next.c_str());
+}
+
 void write_run(const std::string& file, const Run& run) {
   const std::string text = json::serialize(qapi::to_json(run)) + "\n";
-  std::error_code ignored;
-  if (std::filesystem::exists(file, ignored) && !std::filesystem::is_regular_file(file, ignored)) {
-    std::ofstream out(file);  // a pipe, a device: stays what it is
+  if (is_special(file)) {
+    std::ofstream out(file);
     if (!(out << text << std::flush))
       fail(EIO, "{}: cannot be written", file);
     return;
   }
-  const std::string next = file + ".new";
+  const std::string next = next_of(file);
   {
     const File out = File::open(next, O_RDWR | O_CREAT | O_TRUNC);
     out.write_at(std::as_bytes(std::span(text)), 0);

@@ -137,6 +137,9 @@ Run read_run(const std::string& file);
 /// The manifest's window as a session.
 RunSession session_of(const client::repository::Manifest& manifest);
 
+/// Throws Error where write_run() could not write it now: for those who run for long before.
+void check_run_place(const std::string& file);
+
 /// Replaces the file as a whole. Throws Error.
 void write_run(const std::string& file, const Run& run);
 

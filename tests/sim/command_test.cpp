@@ -74,6 +74,8 @@ TEST(SimCommands, AFolderInPlaceOfAFileIsNamed) {
       {"a run", {"report", there, "--to", folder / "report"}},
       {"a record of forecast",
        {"forecast", "--scenario", scenario, "--runs", "1", "--record", there}},
+      {"a record of run",
+       {"run", "--scenario", scenario, "--dir", folder / "guest", "--record", there}},
       {"a record of explore", {"explore", "--seeds", "1..1", "--record", there}},
       {"a gate's table", {"gate", scenario, "--runs", "1", "--json", there}},
   };
@@ -81,6 +83,47 @@ TEST(SimCommands, AFolderInPlaceOfAFileIsNamed) {
     SCOPED_TRACE(each.name);
     EXPECT_THAT(refusal(each.command), HasSubstr(there + ": "));
   }
+}
+
+/// Before anything is run, so that nothing is run in vain.
+TEST(SimCommands, ARecordThatCannotBeWrittenIsToldAtTheStart) {
+  const TempFolder folder;
+  std::ofstream(folder / "idle.json") << kIdle;
+  const std::string scenario = folder / "idle.json";
+  const std::string gone = folder / "gone";
+  const std::string file = gone + "/f.run.json";
+  const struct {
+    const char* name;
+    Command command;
+    std::string place;
+  } kCases[] = {
+      {"run", {"run", "--scenario", scenario, "--dir", folder / "guest", "--record", file}, file},
+      {"forecast", {"forecast", "--scenario", scenario, "--record", file}, file},
+      {"gate", {"gate", scenario, "--record", gone}, gone + "/idle.run.json"},
+      {"gate's table", {"gate", scenario, "--json", file}, file},
+  };
+  for (const auto& each : kCases) {
+    SCOPED_TRACE(each.name);
+    Command words{NBDELTA_SIM};
+    words.insert(words.end(), each.command.begin(), each.command.end());
+    const Outcome refused = run(words);
+    EXPECT_EQ(refused.status, 1);
+    EXPECT_EQ(refused.out, "");
+    EXPECT_EQ(
+        refused.err,
+        fmt::format("nbdelta-sim: {}: cannot be written: No such file or directory\n", each.place));
+  }
+  EXPECT_FALSE(std::filesystem::exists(folder / "guest"));
+}
+
+TEST(SimCommands, ARecordThatCouldBeWrittenIsNotTouchedAtTheStart) {
+  const TempFolder folder;
+  const std::string file = folder / "f.run.json";
+  std::ofstream(file) << "kept";
+  const LiveSim sim(kIdle, {"--record", file});
+  std::ifstream in(file);
+  EXPECT_EQ((std::string{std::istreambuf_iterator<char>(in), {}}), "kept");
+  EXPECT_FALSE(std::filesystem::exists(file + ".new"));
 }
 
 TEST(SimCommands, AnImageThatCannotBeOpenedIsNamed) {
