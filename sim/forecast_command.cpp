@@ -1,20 +1,24 @@
 #include "sim/forecast_command.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <thread>
 #include <utility>
+#include <vector>
 
 #include "base/error.hpp"
 #include "base/units.hpp"
 #include "client/json_text.hpp"
 #include "sim/forecast.hpp"
+#include "sim/load.hpp"
 #include "sim/quantity.hpp"
 #include "sim/work_progress.hpp"
 
@@ -24,7 +28,7 @@ namespace {
 namespace json = boost::json;
 
 struct ForecastArguments {
-  std::string scenario;
+  std::optional<std::string> scenario;  // none: what the other options say
   std::string write_rate;
   std::string storage;
   std::string latency;
@@ -41,8 +45,18 @@ struct ForecastArguments {
   bool as_json = false;
 };
 
+/// There is no option for the file of a trace.
+void check_pattern(const std::string& pattern) {
+  std::vector<std::string_view> known = pattern_names();
+  std::erase(known, pattern_names()[static_cast<std::size_t>(Pattern::trace)]);
+  if (std::find(known.begin(), known.end(), pattern) == known.end())
+    fail(EINVAL, "--pattern: '{}' is not known: expected one of {}", pattern,
+         fmt::join(known, ", "));
+}
+
 /// The options as a scenario, so that both are checked in one place. The rate is that of all disks.
 std::string scenario_text(const ForecastArguments& options) {
+  check_pattern(options.pattern);
   json::array disks;
   for (std::uint64_t i = 0; i < options.disks; ++i)
     disks.push_back({{"name", fmt::format("disk{}", i)}, {"size", options.disk_size}});
@@ -80,8 +94,10 @@ Clock::Duration time_of(std::string_view option, const std::string& text) {
 }
 
 Scenario scenario_of(const ForecastArguments& options) {
-  Scenario scenario = options.scenario.empty() ? parse_scenario(scenario_text(options), "options")
-                                               : read_scenario(options.scenario);
+  if (options.scenario && options.scenario->empty())
+    fail(EINVAL, "--scenario is empty: expected a scenario's file");
+  Scenario scenario = options.scenario ? read_scenario(*options.scenario)
+                                       : parse_scenario(scenario_text(options), "options");
   if (!options.interval.empty())
     scenario.duration = time_of("--interval", options.interval);
   if (options.seed != 0)

@@ -126,6 +126,16 @@ TEST(SimCommands, ARecordThatCouldBeWrittenIsNotTouchedAtTheStart) {
   EXPECT_FALSE(std::filesystem::exists(file + ".new"));
 }
 
+TEST(SimCommands, AForecastSaysWhatItCannotTake) {
+  EXPECT_EQ(refusal({"forecast", "--scenario", ""}),
+            "nbdelta-sim: --scenario is empty: expected a scenario's file\n");
+  for (const char* pattern : {"foo", "trace", ""})
+    EXPECT_EQ(refusal({"forecast", "--pattern", pattern}),
+              fmt::format("nbdelta-sim: --pattern: '{}' is not known: expected one of sequential, "
+                          "uniform, zipf, database, idle\n",
+                          pattern));
+}
+
 TEST(SimCommands, AnImageThatCannotBeOpenedIsNamed) {
   const TempFolder folder;
   std::ofstream(folder / "idle.json") << kIdle;
