@@ -3,6 +3,7 @@
 #include <array>
 #include <charconv>
 #include <cmath>
+#include <iterator>
 #include <limits>
 #include <span>
 
@@ -55,6 +56,14 @@ std::uint64_t parse_bytes_per_second(std::string_view text) {
 
 Clock::Duration parse_time(std::string_view text) {
   return std::chrono::nanoseconds(parse(text, "time", "5 ms", kTimes));
+}
+
+std::string exact_bytes(std::uint64_t bytes) {
+  const Unit* unit = kSizes;
+  std::uint64_t count = bytes;
+  for (; count != 0 && count % 1024 == 0 && unit + 1 != std::end(kSizes); ++unit)
+    count /= 1024;
+  return fmt::format("{} {}", count, unit->name);
 }
 
 std::string format_time(Clock::Duration time) {

@@ -72,7 +72,7 @@ PageCacheSetup read_cache(const JsonEntry& entry) {
   optional(entry, "background", [&](const JsonEntry& e) {
     e.get_bytes(cache.background, "0 B", "1 TiB");
     if (cache.background >= cache.dirty_limit)
-      e.refuse("expected less than \"dirty-limit\", {}", cache.dirty_limit);
+      e.refuse("expected less than \"dirty-limit\", {}", exact_bytes(cache.dirty_limit));
   });
   optional(entry, "expire", [&](const JsonEntry& e) { e.get_time(cache.expire, "1 ms", "24 h"); });
   optional(entry, "interval",
@@ -178,8 +178,9 @@ LoadSetup read_load_setup(const JsonEntry& entry, const std::string& scenario) {
   optional(entry, "discards", [&](const JsonEntry& e) {
     e.get_number(load.discard_share, 0, 1);
     if (load.zero_share + load.discard_share > 1)
-      e.refuse("\"zeros\" and \"discards\" are shares of the same requests: expected at most {}",
-               1 - load.zero_share);
+      e.refuse(
+          "\"zeros\" and \"discards\" are shares of the same requests: expected at most {:.12g}",
+          1 - load.zero_share);  // and not what the subtraction leaves in the last digits
   });
   optional(entry, "sync-every",
            [&](const JsonEntry& e) { e.get_count(load.sync_every, 1, 1'000'000); });

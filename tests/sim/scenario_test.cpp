@@ -160,6 +160,9 @@ TEST(ScenarioText, Refusals) {
        with("\"loads\": [{\"pattern\": \"uniform\", \"zeros\": 0.75, \"discards\": 0.5}]"),
        "/loads/0/discards: \"zeros\" and \"discards\" are shares of the same requests: expected "
        "at most 0.25"},
+      {"shares whose rest is no binary fraction",
+       with("\"loads\": [{\"pattern\": \"uniform\", \"zeros\": 0.9, \"discards\": 0.5}]"),
+       "expected at most 0.1\n"},
       {"another version", with("\"qemu\": {\"version\": \"8.0\"}"),
        "/qemu/version: expected one of: \"7.2\", \"10.0\""},
       {"a version as a number", with("\"qemu\": {\"version\": 10.0}"), "expected one of: \"7.2\""},
@@ -178,7 +181,10 @@ TEST(ScenarioText, Refusals) {
        "/loads/0/direct: expected true or false"},
       {"a background above the limit",
        with("\"page-cache\": {\"dirty-limit\": \"1 MiB\", \"background\": \"1 MiB\"}"),
-       "/page-cache/background: expected less than \"dirty-limit\", 1048576"},
+       "/page-cache/background: expected less than \"dirty-limit\", 1 MiB\n"},
+      {"a background above an odd limit",
+       with("\"page-cache\": {\"dirty-limit\": \"65537 B\", \"background\": \"1 MiB\"}"),
+       "less than \"dirty-limit\", 65537 B\n"},
       {"two of a name",
        R"({"disks": [{"name": "a", "size": "1 GiB"}, {"name": "a", "size": "1 GiB"}]})",
        "1:45: /disks/1/name: there are two disks 'a'"},
@@ -203,7 +209,7 @@ TEST(ScenarioText, Refusals) {
     SCOPED_TRACE(each.name);
     const std::string message = refusal_of(each.text);
     EXPECT_TRUE(message.starts_with("a.json:")) << message;
-    EXPECT_NE(message.find(each.message), std::string::npos) << message;
+    EXPECT_NE((message + "\n").find(each.message), std::string::npos) << message;
   }
 }
 
@@ -255,6 +261,11 @@ TEST(Quantity, Units) {
   EXPECT_EQ(parse_time("5 ms"), 5ms);
   EXPECT_EQ(parse_time("0.25 us"), 250ns);
   EXPECT_EQ(parse_time("2 min"), 120s);
+  EXPECT_EQ(exact_bytes(0), "0 B");
+  EXPECT_EQ(exact_bytes(65537), "65537 B");
+  EXPECT_EQ(exact_bytes(65536), "64 KiB");
+  EXPECT_EQ(exact_bytes(1088U << 20), "1088 MiB");
+  EXPECT_EQ(exact_bytes(std::uint64_t{1} << 50), "1024 TiB");
   EXPECT_EQ(format_time(1250us), "1.25 ms");
   EXPECT_EQ(format_time(999us), "999 us");
   EXPECT_EQ(format_time(70s), "70.0 s");
