@@ -140,7 +140,8 @@ class Parser {
                      .file = file,
                      .offset = offset,
                      .length = length,
-                     .at = std::chrono::microseconds(now_)};
+                     .at = std::chrono::microseconds(now_),
+                     .line = line_};
     if (action == "sync" || action == "datasync" || action == "sync_file_range")
       entry.kind = TraceEntry::Kind::sync;
     else if (action == "trim")

@@ -17,6 +17,7 @@ struct TraceEntry {
   std::uint64_t length = 0;
   /// From the trace's beginning; in version 2 the sum of the waits before it.
   std::chrono::microseconds at{};
+  std::uint64_t line = 0;  // of the trace, from 1
   bool operator==(const TraceEntry&) const = default;
 };
 

@@ -6,6 +6,8 @@
 #include <numeric>
 #include <utility>
 
+#include "base/error.hpp"
+
 namespace nbdelta::sim {
 namespace {
 
@@ -183,19 +185,16 @@ class TraceLoad final : public Load {
       : entries_(std::move(entries)), disk_size_(disk_size) {}
 
   std::optional<Request> next() override {
-    while (next_ < entries_.size()) {
-      const TraceEntry& entry = entries_[next_++];
-      const bool sync = entry.kind == TraceEntry::Kind::sync;
-      if (!sync && entry.offset + entry.length > disk_size_)
-        continue;
-      const Clock::Duration gap = entry.at - std::exchange(last_, entry.at);
-      if (sync)
-        return Request{Request::Kind::sync, 0, disk_size_, gap};
-      return Request{
-          entry.kind == TraceEntry::Kind::trim ? Request::Kind::discard : Request::Kind::write,
-          entry.offset, entry.length, gap};
-    }
-    return std::nullopt;
+    if (next_ == entries_.size())
+      return std::nullopt;
+    const TraceEntry& entry = entries_[next_++];
+    const Clock::Duration gap = entry.at - std::exchange(last_, entry.at);
+    if (entry.kind == TraceEntry::Kind::sync)
+      return Request{Request::Kind::sync, 0, disk_size_, gap};
+    invariant(entry.offset + entry.length <= disk_size_, "a trace stays within its disk");
+    return Request{
+        entry.kind == TraceEntry::Kind::trim ? Request::Kind::discard : Request::Kind::write,
+        entry.offset, entry.length, gap};
   }
 
  private:

@@ -61,7 +61,7 @@ class Load {
   virtual std::optional<Request> next() = 0;
 };
 
-/// `disk_size`: bytes. What a trace does beyond it is left out.
+/// `disk_size`: bytes. A trace stays within it.
 std::unique_ptr<Load> make_load(const LoadSetup& setup, std::uint64_t disk_size,
                                 std::uint64_t seed);
 

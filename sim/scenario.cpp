@@ -107,17 +107,23 @@ AgentSetup read_agent(const JsonEntry& entry, GuestSetup& guest) {
   return agent;
 }
 
-/// The actions of one of the trace's files.
-std::vector<TraceEntry> read_trace(const JsonEntry& entry, const std::string& scenario) {
+std::string trace_path(const JsonEntry& entry, const std::string& scenario) {
   std::string path;
   entry.member("trace").get(path);
-  path = (std::filesystem::path(scenario).parent_path() / path).string();
+  return (std::filesystem::path(scenario).parent_path() / path).string();
+}
+
+/// The actions of one of the trace's files.
+std::vector<TraceEntry> read_trace(const JsonEntry& entry, const std::string& scenario) {
+  const std::string path = trace_path(entry, scenario);
   Trace trace;
   try {
     trace = parse_iolog(read_text_file(path, kLongestTrace), path);
   } catch (const Error& error) {
     entry.member("trace").refuse("{}", error.what());
   }
+  if (trace.files.empty())
+    entry.member("trace").refuse("{}: adds no file: there is nothing to do", path);
   std::string file;
   optional(entry, "file", [&](const JsonEntry& e) { e.get(file); });
   if (file.empty() && trace.files.size() == 1)
@@ -129,6 +135,16 @@ std::vector<TraceEntry> read_trace(const JsonEntry& entry, const std::string& sc
   const auto index = static_cast<std::uint64_t>(found - trace.files.begin());
   std::erase_if(trace.entries, [&](const TraceEntry& each) { return each.file != index; });
   return trace.entries;
+}
+
+/// A smaller disk than the traced one would not be written to as that was.
+void check_trace(const JsonEntry& entry, const std::vector<TraceEntry>& trace,
+                 const ScenarioDisk& disk, const std::string& scenario) {
+  for (const TraceEntry& each : trace)
+    if (each.kind != TraceEntry::Kind::sync && each.offset + each.length > disk.size)
+      entry.member("trace").refuse("{}:{}: {} bytes at {} reach beyond the disk {}, which has {}",
+                                   trace_path(entry, scenario), each.line, each.length, each.offset,
+                                   disk.name, disk.size);
 }
 
 /// What a pattern can be told besides "disk" and "pattern".
@@ -205,7 +221,9 @@ void read_load(const JsonEntry& entry, Scenario& scenario, const std::string& fi
       continue;
     found = true;
     if (load.area > disk.size)
-      entry.member("area").refuse("is larger than the disk {}", disk.name);
+      entry.member("area").refuse("is larger than the disk {}: expected at most {}", disk.name,
+                                  exact_bytes(disk.size));
+    check_trace(entry, load.trace, disk, file);
     scenario.guest.loads.push_back({i, load});
   }
   if (!found)

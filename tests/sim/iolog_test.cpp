@@ -32,10 +32,10 @@ TEST(Iolog, Version2) {
       "t");
   EXPECT_EQ(trace.version, 2);
   EXPECT_EQ(trace.files, (std::vector<std::string>{"/dev/a", "/dev/b"}));
-  EXPECT_EQ(trace.entries, (std::vector<TraceEntry>{{Kind::write, 0, 4096, 8192, 0us},
-                                                    {Kind::trim, 1, 65536, 65536, 250us},
-                                                    {Kind::sync, 1, 0, 0, 1250us},
-                                                    {Kind::sync, 0, 0, 0, 1250us}}));
+  EXPECT_EQ(trace.entries, (std::vector<TraceEntry>{{Kind::write, 0, 4096, 8192, 0us, 6},
+                                                    {Kind::trim, 1, 65536, 65536, 250us, 10},
+                                                    {Kind::sync, 1, 0, 0, 1250us, 13},
+                                                    {Kind::sync, 0, 0, 0, 1250us, 14}}));
 }
 
 TEST(Iolog, Version3) {
@@ -49,9 +49,9 @@ TEST(Iolog, Version3) {
       "2000001 /f close",
       "t");
   EXPECT_EQ(trace.version, 3);
-  EXPECT_EQ(trace.entries, (std::vector<TraceEntry>{{Kind::write, 0, 0, 4096, 180us},
-                                                    {Kind::write, 0, 4096, 4096, 180us},
-                                                    {Kind::trim, 0, 0, 8192, 2000000us}}));
+  EXPECT_EQ(trace.entries, (std::vector<TraceEntry>{{Kind::write, 0, 0, 4096, 180us, 4},
+                                                    {Kind::write, 0, 4096, 4096, 180us, 5},
+                                                    {Kind::trim, 0, 0, 8192, 2000000us, 6}}));
 }
 
 TEST(Iolog, BadInput) {

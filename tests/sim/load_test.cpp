@@ -228,7 +228,6 @@ TEST(Load, ATraceGoesAtItsTimesAndEnds) {
   using Entry = TraceEntry;
   LoadSetup setup = setup_of(Pattern::trace);
   setup.trace = {{Entry::Kind::write, 0, 4096, 8192, 100us},
-                 {Entry::Kind::write, 0, kDisk, 512, 150us},  // beyond the disk
                  {Entry::Kind::trim, 0, 0, 65536, 400us},
                  {Entry::Kind::sync, 0, 0, 0, 400us}};
   EXPECT_EQ(draw(setup, 10), (std::vector<Request>{{Kind::write, 4096, 8192, 100us},

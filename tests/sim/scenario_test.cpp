@@ -174,7 +174,7 @@ TEST(ScenarioText, Refusals) {
        "/loads/0/disk: there is no disk 'vdb': expected one of \"vda\""},
       {"an area beyond the disk",
        with("\"loads\": [{\"pattern\": \"uniform\", \"area\": \"2 GiB\"}]"),
-       "/loads/0/area: is larger than the disk vda"},
+       "/loads/0/area: is larger than the disk vda: expected at most 1 GiB\n"},
       {"half a sector", with("\"loads\": [{\"pattern\": \"uniform\", \"request\": \"700 B\"}]"),
        "/loads/0/request: expected a multiple of 512 B"},
       {"a text for a flag", with("\"loads\": [{\"pattern\": \"idle\", \"direct\": \"yes\"}]"),
@@ -240,6 +240,40 @@ TEST(ScenarioText, ATraceOfOneOfItsFiles) {
   EXPECT_NE(
       refusal(R"({"pattern": "trace", "trace": "bad.log"})").find("bad.log:3: /a is not open"),
       std::string::npos);
+  std::ofstream(folder / "none.log") << "fio version 2 iolog\n";
+  EXPECT_NE(refusal(R"({"pattern": "trace", "trace": "none.log"})")
+                .find("/loads/0/trace: " + (folder / "none.log") +
+                      ": adds no file: there is nothing to do"),
+            std::string::npos);
+}
+
+/// No action is left out in silence. What a sync is of does not matter, nor do other files.
+TEST(ScenarioText, ATraceStaysWithinItsDisks) {
+  const testing::TempFolder folder;
+  const std::string trace = folder / "t.log";
+  const auto refusal = [&](const std::string& action, const std::string& more = "") {
+    std::ofstream(trace) << "fio version 2 iolog\n/a add\n/b add\n/a open\n/b open\n"
+                         << "/a write 0 65536\n/b write 1048576 512\n/a " << action << "\n";
+    std::ofstream(folder / "s.json")
+        << R"({"disks": [{"name": "vda", "size": "1 MiB"}, {"name": "vdb", "size": "64 KiB"}],)"
+        << R"("loads": [{"pattern": "trace", "trace": "t.log", "file": "/a")" << more << "}]}";
+    try {
+      read_scenario(folder / "s.json");
+    } catch (const Error& error) {
+      return std::string(error.what());
+    }
+    return std::string("it was taken");
+  };
+  const std::string vda = R"(, "disk": "vda")";
+  EXPECT_EQ(refusal("write 1044480 4096", vda), "it was taken");
+  EXPECT_EQ(refusal("sync 1048576 4096"), "it was taken");
+  const std::string place = (folder / "s.json") + ":1:112: /loads/0/trace: " + trace + ":8: ";
+  EXPECT_EQ(refusal("write 1044992 4096", vda),
+            place + "4096 bytes at 1044992 reach beyond the disk vda, which has 1048576");
+  EXPECT_EQ(refusal("trim 1048576 512", vda),
+            place + "512 bytes at 1048576 reach beyond the disk vda, which has 1048576");
+  EXPECT_EQ(refusal("write 65536 512"),  // of each disk
+            place + "512 bytes at 65536 reach beyond the disk vdb, which has 65536");
 }
 
 TEST(ScenarioText, ThoseThatWeShip) {
