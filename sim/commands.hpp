@@ -27,9 +27,12 @@ class CommandTable {
   qapi::json::value execute(const qapi::Command& command) const {
     const auto found = handlers_.find(command.name);
     if (found == handlers_.end())
-      throw BlockError(fmt::format("The command {} has not been found", command.name),
-                       "CommandNotFound");
+      refuse_unknown(command.name);
     return found->second(command.arguments);
+  }
+
+  [[noreturn]] static void refuse_unknown(const std::string& name) {
+    throw BlockError(fmt::format("The command {} has not been found", name), "CommandNotFound");
   }
 
   bool knows(const std::string& name) const { return handlers_.count(name) != 0; }

@@ -24,6 +24,33 @@ struct QmpCapabilities {
   }
 };
 
+constexpr std::string_view kNegotiate = "qmp_capabilities";
+constexpr std::string_view kOutOfBand = "oob";  // the only capability
+
+/// QEMU knows the elements of the list by no name (qapi/qapi-visit-core.c, input_type_enum).
+void check_capabilities(const std::vector<std::string>& wanted) {
+  for (const std::string& each : wanted)
+    if (each != kOutOfBand)
+      refuse("Parameter 'null' does not accept value '{}'", each);
+}
+
+/// Whether the command came as `exec-oob` (QEMU qapi/qmp-dispatch.c, qmp_dispatch_check_obj): it
+/// gets the form of any other then.
+bool take_out_of_band(json::value& message) {
+  json::object* object = message.if_object();
+  json::value* name = object == nullptr ? nullptr : object->if_contains("exec-oob");
+  if (name == nullptr)
+    return false;
+  if (object->contains("execute"))
+    refuse("QMP input member 'execute' clashes with 'exec-oob'");
+  if (!name->is_string())
+    refuse("QMP input member 'exec-oob' must be a string");
+  json::value taken = std::move(*name);
+  object->erase("exec-oob");
+  object->emplace("execute", std::move(taken));
+  return true;
+}
+
 }  // namespace
 
 FakeQemu::FakeQemu(asio::any_io_executor executor, Clock& clock, ImageHost& host,
@@ -107,8 +134,11 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
     if (const json::value* id = object->if_contains("id"))
       error.id = *id;
   try {
+    const bool out_of_band = monitor.out_of_band && take_out_of_band(message.value);
     qapi::Command command = qapi::command_of(std::move(message.value));
     hooks_.arrived(command);
+    if (out_of_band)
+      refuse_out_of_band(command.name);
     json::value value = co_await carry_out(monitor, std::move(command));
     hooks_.answered("");
     co_return qapi::to_line(qapi::Return{.value = std::move(value), .id = error.id});
@@ -126,11 +156,18 @@ asio::awaitable<std::string> FakeQemu::answer(Monitor& monitor, QmpValue message
   co_return qapi::to_line(error);
 }
 
+/// Of the commands that QEMU lets come so (to break off a migration, say) the fake has none.
+void FakeQemu::refuse_out_of_band(const std::string& name) const {
+  if (name == kNegotiate || commands_.knows(name))
+    refuse("The command {} does not support OOB", name);
+  CommandTable::refuse_unknown(name);
+}
+
 asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command command) {
   co_await clock_->wait(time_of(command));
   if (dead_)
     throw ChannelLost(ECONNRESET, "QEMU is gone");
-  const bool negotiates = command.name == "qmp_capabilities";
+  const bool negotiates = command.name == kNegotiate;
   if (!monitor.negotiated && !negotiates)
     throw BlockError("Expecting capabilities negotiation with 'qmp_capabilities'",
                      "CommandNotFound");
@@ -138,8 +175,11 @@ asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command
     throw BlockError("Capabilities negotiation is already complete, command ignored",
                      "CommandNotFound");
   if (negotiates) {
-    CommandTable::read<QmpCapabilities>(command.arguments);
+    const auto wanted = CommandTable::read<QmpCapabilities>(command.arguments).enable;
+    if (wanted)
+      check_capabilities(*wanted);
     monitor.negotiated = true;
+    monitor.out_of_band = wanted && !wanted->empty();
     co_return json::object();
   }
   if (const auto refusal = hooks_.before_command(command))

@@ -182,6 +182,7 @@ class FakeQemu {
     std::shared_ptr<Outbox> client;
     QmpInput input;
     bool negotiated = false;
+    bool out_of_band = false;  // commands may come as exec-oob
   };
 
   void add_query_commands();
@@ -190,6 +191,7 @@ class FakeQemu {
   void add_job_commands();
   void add_export_commands();
   asio::awaitable<void> converse(Monitor& monitor);
+  [[noreturn]] void refuse_out_of_band(const std::string& name) const;
   asio::awaitable<void> stall(Monitor& monitor, Clock::Duration duration);
   static asio::awaitable<void> listen(Monitor& monitor);
   asio::awaitable<std::string> answer(Monitor& monitor, QmpValue message);
