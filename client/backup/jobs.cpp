@@ -23,6 +23,12 @@ constexpr Clock::Duration kCancel = 30s;
 constexpr Clock::Duration kAnswer = qmp::Client::kTimeout;
 constexpr Clock::Duration kHurry = 5s;  // for an answer while the guest's writes may wait
 
+/// The guest writes faster than the job copies, also after the job was told to complete.
+class Outrun : public Error {
+ public:
+  using Error::Error;
+};
+
 asio::awaitable<std::optional<qapi::JobInfo>> query_job(qmp::Client& qmp, std::string id,
                                                         Clock::Duration timeout = kAnswer) {
   const std::vector<qapi::JobInfo> jobs = co_await qmp.call(qapi::QueryJobs{}, timeout);
@@ -138,6 +144,23 @@ asio::awaitable<void> must_stand(qmp::Client& qmp) {
     fail(ECANCELED, "somebody else has let the guest go on, which stands while a commit moves it");
 }
 
+/// Told to complete, the job copies on until nothing is left to copy for an instant. A guest that
+/// stands cannot be why there is none.
+asio::awaitable<qapi::JobInfo> wait_until_pending(qmp::Client& qmp, ActiveCommit commit) {
+  const Clock::Time deadline = qmp.clock().now() + kCompletion;
+  while (true) {
+    qapi::JobInfo job = co_await must_query(qmp, commit.job, kHurry);
+    if (job.status == "pending" || job.status == "concluded")
+      co_return job;
+    if (qmp.clock().now() > deadline) {
+      if (job.status == "ready" && !commit.stops_guest)
+        throw Outrun(ETIMEDOUT, "the guest writes faster than the commit copies");
+      throw TimedOut(fmt::format("the job {} is still {}", commit.job, job.status));
+    }
+    co_await pause(qmp);
+  }
+}
+
 /// From READY on, until the job has moved the guest. Throws Error where it has not; what is left is
 /// to be ended then.
 asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit commit) {
@@ -149,7 +172,7 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
     co_await must_stand(qmp);
   const qapi::JobComplete job_complete{.id = commit.job};
   co_await qmp.call(job_complete, kHurry);
-  qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", kCompletion, kHurry);
+  qapi::JobInfo info = co_await wait_until_pending(qmp, commit);
   if (info.status == "pending") {
     if (!broken("mark-after-finalize"))
       mark_committed(files, commit.overlay_local);  // the guest's writes wait
@@ -304,6 +327,8 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environm
     ready = co_await run_commit(qmp, environment, commit);
   } catch (const qmp::ChannelLost&) {
     throw;
+  } catch (const Outrun&) {
+    ready = false;
   } catch (const Error&) {
     failure = std::current_exception();
   }

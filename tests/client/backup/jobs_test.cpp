@@ -337,6 +337,20 @@ TEST_F(Jobs, ACommitThatIsNeverReadyIsCancelled) {
   expect({"never_ready", answers, "not_ready", false});
 }
 
+/// It was ready for an instant, and the guest writes faster ever since.
+TEST_F(Jobs, ACommitThatDoesNotCompleteIsCancelled) {
+  Answers answers{{"block-commit", "{}"}, {"query-jobs", job("ready")}, {"job-complete", "{}"}};
+  for (int i = 0; i < 481; ++i)  // four a second, for two minutes
+    answers.push_back({"query-jobs", job("ready")});
+  answers.insert(answers.end(), {{"query-jobs", job("ready")},
+                                 {"query-jobs", job("ready")},
+                                 {"job-cancel", "{}"},
+                                 {"query-jobs", job("concluded", "Operation canceled")},
+                                 {"job-dismiss", "{}"},
+                                 {"query-jobs", "[]"}});
+  expect({"does_not_complete", answers, "not_ready", false});
+}
+
 /// The guard kills a session that hangs; this one waits for QEMU.
 TEST_F(Jobs, ASlowQemuIsNoReasonToKillTheSession) {
   Answers answers{
