@@ -17,14 +17,15 @@ namespace {
 using repository::DiskEntry;
 using repository::Repository;
 
-/// What a session cannot do without (QEMU 5.2 has all of it).
+/// What a session cannot do without (QEMU 6.1 has all of it).
 constexpr const char* kNeeded[] = {"blockdev-add",     "blockdev-del",
                                    "transaction",      "block-dirty-bitmap-merge",
                                    "block-commit",     "query-named-block-nodes",
                                    "job-complete",     "job-finalize",
                                    "job-dismiss",      "change-backing-file",
                                    "block-export-add", "query-block-exports",
-                                   "query-jobs",       "block-set-write-threshold"};
+                                   "query-jobs",       "block-set-write-threshold",
+                                   "blockdev-reopen"};
 
 std::string version_text(const qapi::Greeting& greeting) {
   return fmt::format("{}.{}.{}", greeting.major, greeting.minor, greeting.micro);
@@ -78,7 +79,7 @@ asio::awaitable<void> Session::check_commands(const qapi::Greeting& greeting) {
     known.insert(command.name);
   for (const char* needed : kNeeded)
     if (!known.count(needed))
-      refuse(ENOSYS, "QEMU {} is too old: it has no command {} (5.2 has all that is needed)",
+      refuse(ENOSYS, "QEMU {} is too old: it has no command {} (6.1 has all that is needed)",
              version_text(greeting), needed);
 }
 
@@ -376,6 +377,21 @@ asio::awaitable<std::vector<Exported>> Session::begin() {
   co_return exports;
 }
 
+/// Nobody says twice, and differently, what became of a copy.
+void Session::check_outcome(Outcome outcome) {
+  const bool published = repository().has_manifest(journal_->point);
+  if (outcome == Outcome::success && !published)
+    refuse(EBUSY,
+           "the session has no exports any more, or never had any, and nothing counts as copied: "
+           "run 'nbdelta recover'");
+  if (outcome == Outcome::failure && published)
+    refuse(EBUSY,
+           "the session has ended as a success: restore point {} counts, and the next session "
+           "builds on it; run 'nbdelta end --success' or 'nbdelta recover' to finish, and make a "
+           "full copy next (--full) where that copy is not to be had",
+           journal_->point);
+}
+
 asio::awaitable<Settled> Session::end(Outcome outcome) {
   Repository points = repository();
   if (environment_->files().exists(options_->folder)) {
@@ -386,13 +402,19 @@ asio::awaitable<Settled> Session::end(Outcome outcome) {
     refuse(ENOENT, "{}: no session of external software is open", options_->folder);
   if (journal_->phase == phase::kExport && !journal_->manifest)
     refuse(EBUSY, "the session did not get to its exports: run 'nbdelta recover'");
+  if (journal_->phase != phase::kExport)
+    check_outcome(outcome);
   co_await thaw_window();
   co_await connect();
   if (journal_->phase == phase::kExport) {
     if (outcome == Outcome::success) {
       points.publish(journal_->point, *journal_->manifest);
-      enter(phase::kCommit);
+      try {
+        enter(phase::kCommit);
+      } catch (const Error&) {  // as in backup(); settling says it where it fails in the end too
+      }
     } else {
+      points.withdraw(journal_->point);  // where an earlier 'end --success' came no further
       points.remove_unfinished();
     }
   }

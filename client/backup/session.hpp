@@ -82,6 +82,7 @@ class Session {
   asio::awaitable<void> check_guest();
   asio::awaitable<std::string> thaw_leftover();
   asio::awaitable<void> thaw_window();
+  void check_outcome(Outcome outcome);
   void check_not_open() const;
   asio::awaitable<void> settle_leftover();
   asio::awaitable<bool> overlays_are_in_place();

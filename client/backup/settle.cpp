@@ -103,7 +103,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   } else if (journal) {
     if (settled_.overlay_kept)
       journal->phase = phase::kKept;
-    save(*journal);
+    try {
+      save(*journal);
+    } catch (const Error& error) {
+      settled_.problems.push_back(error.what());
+    }
   }
   co_return std::move(settled_);
 }
@@ -254,7 +258,10 @@ void Settler::enter_commit(std::optional<Journal>& journal) {
     return;
   journal->phase = phase::kCommit;
   journal->since = environment_->wall_clock();
-  save(*journal);
+  try {
+    save(*journal);
+  } catch (const Error&) {  // the guest is put back all the same; the end says it, if it fails too
+  }
 }
 
 /// Overlays from `first` on, none of which is the one that the guest writes to.

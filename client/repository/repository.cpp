@@ -72,6 +72,10 @@ void Repository::publish(const std::string& point, const Manifest& manifest) {
   files_->write_text(point_folder(point) + std::string(kManifest), to_json_text(manifest));
 }
 
+void Repository::withdraw(const std::string& point) {
+  files_->remove(point_folder(point) + std::string(kManifest));
+}
+
 void Repository::remove_unfinished() {
   for (const std::string& name : files_->list(folder_))
     if (number_of(name) && !has_manifest(name))

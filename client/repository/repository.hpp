@@ -37,6 +37,9 @@ class Repository {
   /// Makes the restore point: what it names is durable already.
   void publish(const std::string& point, const Manifest& manifest);
 
+  /// Takes a restore point back whose bitmaps have not been touched yet; durable afterwards.
+  void withdraw(const std::string& point);
+
   /// Folders without a manifest, which an interrupted backup has left, are removed.
   void remove_unfinished();
 

@@ -1,6 +1,10 @@
 #include <fmt/format.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
 
+#include <filesystem>
 #include <fstream>
+#include <iterator>
 #include <thread>
 
 #include "tests/client/session/session_test.hpp"
@@ -11,6 +15,7 @@ namespace nbdelta::testing {
 namespace {
 
 using namespace std::chrono_literals;
+namespace fs = std::filesystem;
 namespace json = boost::json;
 
 class External : public ::testing::Test {
@@ -22,6 +27,10 @@ class External : public ::testing::Test {
   }
   void end(const std::string& how) { run_ok(points_.command("end", {how})); }
 
+  static json::value read_json(const std::string& path) {
+    std::ifstream file(path);
+    return json::parse(std::string(std::istreambuf_iterator<char>(file), {}));
+  }
   static std::string uri_of(const json::value& begun) {
     return std::string(begun.at("disks").at(0).at("uri").as_string());
   }
@@ -111,6 +120,67 @@ TEST_F(External, CommitThatDoesNotCatchUpLeavesAnOverlayToGoOnWith) {
     if (i == 2)  // not kept: the next one has these changes too
       previous = copy("1.qcow2");
   }
+}
+
+/// An 'end --success' was killed as soon as its restore point counted.
+TEST_F(External, FailureAfterASuccessThatCameNoFurther) {
+  machine_.write_at_random(random_, 20);
+  const std::string full = copy("full.qcow2");
+  const json::value first = begin();
+  run_ok({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", uri_of(first), full});
+  end("--success");
+  machine_.write_at_random(random_, 20);
+  begin();
+  const json::value journal = read_json(points_.vm_folder() + "/nbdelta-session.json");
+  const std::string point =
+      points_.vm_folder() + "/" + std::string(journal.at("point").as_string());
+  fs::create_directories(point);
+  std::ofstream(point + "/manifest.json") << json::serialize(journal.at("manifest"));
+  end("--failure");
+  EXPECT_FALSE(fs::exists(point));
+  const json::value again = begin();
+  EXPECT_EQ(again.at("disks").at(0).at("type").as_string(), "incremental");
+  run_ok({"qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-B", full, "-F", "qcow2",
+          uri_of(again), copy("incremental.qcow2")});
+  EXPECT_EQ(difference(copy("incremental.qcow2"), "qcow2", machine_.model(disk()), "raw"), "");
+  end("--success");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
+TEST_F(External, NobodySaysTwiceAndDifferentlyWhatBecameOfACopy) {
+  const auto set_phase = [this](const char* phase) {
+    const std::string path = points_.vm_folder() + "/nbdelta-session.json";
+    json::value journal = read_json(path);
+    journal.as_object()["phase"] = phase;
+    std::ofstream(path) << json::serialize(journal);
+    return std::string(journal.at("point").as_string());
+  };
+  begin();
+  for (const char* phase : {"window", "commit"}) {
+    set_phase(phase);
+    const Outcome success = run(points_.command("end", {"--success"}));
+    EXPECT_EQ(success.status, 3) << phase;
+    EXPECT_THAT(success.err, HasSubstr("nothing counts as copied")) << phase;
+  }
+  const std::string point = set_phase("commit");
+  fs::create_directories(points_.vm_folder() + "/" + point);
+  std::ofstream(points_.vm_folder() + "/" + point + "/manifest.json")
+      << json::serialize(read_json(points_.vm_folder() + "/nbdelta-session.json").at("manifest"));
+  const Outcome failure = run(points_.command("end", {"--failure"}));
+  EXPECT_EQ(failure.status, 3);
+  EXPECT_THAT(failure.err, HasSubstr("has ended as a success"));
+  end("--success");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
+TEST_F(External, AJournalThatCannotBeWrittenKeepsNobodyFromTheBase) {
+  begin();
+  machine_.write_at_random(random_, 10);
+  const std::string partial = points_.vm_folder() + "/nbdelta-session.json.partial";
+  ASSERT_EQ(::mknod(partial.c_str(), S_IFCHR | 0600, makedev(1, 7)), 0);  // as /dev/full
+  end("--failure");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  EXPECT_FALSE(fs::exists(points_.vm_folder() + "/nbdelta-session.json"));
 }
 
 TEST_F(External, OneSessionAtATime) {
