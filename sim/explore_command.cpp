@@ -103,7 +103,7 @@ int run_explore(const ExploreOptions& options) {
     return std::count_if(result.seen.begin(), result.seen.end(),
                          [&](const auto& seen) { return seen.first.starts_with(kind); });
   };
-  const auto points = distinct("killed at: ");
+  const auto points = distinct("kill ");
   const auto faults = distinct("fault: ");
   fmt::print(
       "{} schedules, {} steps; {} distinct crash points, {} faults, {} states; {:.0f} schedules a "
@@ -113,7 +113,8 @@ int run_explore(const ExploreOptions& options) {
       static_cast<double>(result.schedules) / result.seconds);
   for (const std::uint64_t seed : result.failed) {
     const Schedule schedule = Schedule::of_seed(seed);
-    fmt::print("seed {} fails: {}\n", seed, explore(schedule).violation.value_or("?"));
+    fmt::print("seed {} fails: {}\n{}", seed, explore(schedule).violation.value_or("?"),
+               schedule.text());
   }
   return result.failed.empty() ? 0 : 1;
 }

@@ -71,6 +71,8 @@ asio::awaitable<void> FakeAgent::answer(QmpValue message, Clock::Time begun) {
     try {
       qapi::Command command = qapi::command_of(std::move(message.value));
       const std::string name = command.name;
+      if (const auto refused = refusal())
+        throw BlockError(*refused);
       co_await carry_out(std::move(command));
       carried_out(name, begun);
       co_return;

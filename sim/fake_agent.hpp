@@ -52,6 +52,8 @@ class FakeAgent {
   /// It takes commands, and does nothing with them.
   bool silent = false;
   std::function<void(bool frozen)> changed = [](bool) {};
+  /// Before a command is carried out: its refusal, where there is one.
+  std::function<std::optional<std::string>()> refusal = [] { return std::nullopt; };
   /// A command has come; later, what it was answered: an error's text, or "". Never, where nobody
   /// is told.
   std::function<void(const qapi::Command&)> arrived = [](const qapi::Command&) {};

@@ -35,7 +35,9 @@ std::string_view name_of(FaultKind kind) {
                                                 "guest shuts down",
                                                 "disk unplugged",
                                                 "migration",
-                                                "stop nbdelta"};
+                                                "stop nbdelta",
+                                                "agent error",
+                                                "slow storage"};
   static_assert(std::size(kNames) == kFaultKinds);
   return kNames[static_cast<std::uint8_t>(kind)];
 }
@@ -67,7 +69,7 @@ void draw_later_faults(Schedule& schedule) {
     for (const FaultKind kind : {FaultKind::unplug, FaultKind::migration})
       if (random.chance(4))
         session.faults.push_back(
-            {.kind = kind, .step = static_cast<std::uint32_t>(random.below(160))});
+            {.kind = kind, .step = static_cast<std::uint32_t>(random.below(160)), .at = {}});
 }
 
 /// Likewise.
@@ -75,8 +77,9 @@ void draw_stops(Schedule& schedule) {
   Random random(schedule.seed ^ 0x5709);
   for (SessionSetup& session : schedule.sessions)
     if (random.chance(30))
-      session.faults.push_back(
-          {.kind = FaultKind::stop_nbdelta, .step = static_cast<std::uint32_t>(random.below(160))});
+      session.faults.push_back({.kind = FaultKind::stop_nbdelta,
+                                .step = static_cast<std::uint32_t>(random.below(160)),
+                                .at = {}});
 }
 
 /// Likewise. `begin` knows no --direct.
@@ -84,6 +87,97 @@ void draw_direct(Schedule& schedule) {
   Random random(schedule.seed ^ 0xd14ec7);
   for (SessionSetup& session : schedule.sessions)
     session.direct = random.chance(20) && !session.external;
+}
+
+/// Likewise.
+void draw_latencies(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x1a7e);
+  if (random.chance(50))
+    return;
+  static constexpr std::uint32_t kShort[] = {0, 20, 500, 5000};
+  static constexpr std::uint32_t kLong[] = {50, 1000, 20'000, 100'000};
+  static constexpr std::uint32_t kGranule[] = {50, 200, 1000, 5000};
+  Latencies& latencies = schedule.latencies;
+  latencies.message_us = random.pick(kShort);
+  latencies.file_change_us = random.pick(kShort);
+  latencies.command_us = random.pick(kShort);
+  latencies.snapshot_us = random.pick(kShort);
+  latencies.agent_us = random.pick(kLong);
+  latencies.thaw_us = random.pick(kLong);
+  latencies.granule_us = random.pick(kGranule);
+}
+
+/// Likewise: at steps that a number seldom hits.
+void draw_named_steps(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x57e9a);
+  static constexpr const char* kCommands[] = {
+      "command block-dirty-bitmap-add",
+      "command block-dirty-bitmap-enable",
+      "command block-dirty-bitmap-merge",
+      "command block-dirty-bitmap-remove",
+      "command blockdev-del",
+      "command blockdev-reopen",
+      "command block-commit",
+      "command job-cancel",
+      "command job-complete",
+      "command job-dismiss",
+      "command job-finalize",
+      "command change-backing-file",
+      "command block-export-add",
+      "command block-export-del",
+      "command nbd-server-start",
+      "command nbd-server-stop",
+      "command cont",
+      "command stop",
+      "command transaction",
+  };
+  static constexpr FaultKind kAtCommands[] = {FaultKind::command_error,  FaultKind::command_error,
+                                              FaultKind::kill_nbdelta,   FaultKind::kill_qemu,
+                                              FaultKind::disconnect,     FaultKind::answer_late,
+                                              FaultKind::kill_everything};
+  static constexpr const char* kOfTheAgent[] = {
+      "agent: guest-sync-delimited",  "agent: guest-fsfreeze-status",
+      "agent: guest-fsfreeze-freeze", "agent has answered guest-fsfreeze-freeze",
+      "agent: guest-fsfreeze-thaw",   "agent has answered guest-fsfreeze-thaw"};
+  static constexpr FaultKind kAtTheAgent[] = {
+      FaultKind::agent_error,   FaultKind::agent_error,  FaultKind::kill_nbdelta,
+      FaultKind::kill_guardian, FaultKind::interrupt,    FaultKind::kill_nbdelta_and_guardian,
+      FaultKind::kill_qemu,     FaultKind::stop_nbdelta, FaultKind::kill_everything};
+  for (SessionSetup& session : schedule.sessions) {
+    if (random.chance(15))
+      session.faults.push_back(
+          {.kind = random.pick(kAtCommands), .step = 0, .at = random.pick(kCommands)});
+    if (random.chance(10))
+      session.faults.push_back(
+          {.kind = random.pick(kAtTheAgent), .step = 0, .at = random.pick(kOfTheAgent)});
+    if (random.chance(5))
+      session.faults.push_back({.kind = FaultKind::storage_slow,
+                                .step = static_cast<std::uint32_t>(random.below(160)),
+                                .at = {}});
+  }
+}
+
+/// Likewise: who puts things right is not spared.
+void draw_faults_of_recovery(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x4ec0);
+  static constexpr FaultKind kKinds[] = {
+      FaultKind::kill_nbdelta,    FaultKind::kill_nbdelta,  FaultKind::kill_qemu,
+      FaultKind::kill_everything, FaultKind::command_error, FaultKind::disconnect,
+      FaultKind::job_error,       FaultKind::interrupt,     FaultKind::file_error};
+  for (SessionSetup& session : schedule.sessions)
+    if (random.chance(40))
+      session.recover_faults.push_back({.kind = random.pick(kKinds),
+                                        .step = static_cast<std::uint32_t>(random.below(80)),
+                                        .at = {}});
+  if (random.chance(50))
+    schedule.offline_faults.push_back({.kind = FaultKind::kill_nbdelta,
+                                       .step = static_cast<std::uint32_t>(random.below(40)),
+                                       .at = {}});
+}
+
+std::string text_of(const Fault& fault) {
+  return fault.at.empty() ? fmt::format("from step {} on: {}", fault.step, name_of(fault.kind))
+                          : fmt::format("at '{}': {}", fault.at, name_of(fault.kind));
 }
 
 }  // namespace
@@ -120,13 +214,17 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
     const std::uint64_t faults = random.chance(25) ? 0 : 1 + random.below(2);
     for (std::uint64_t k = 0; k < faults; ++k)
       session.faults.push_back({.kind = static_cast<FaultKind>(random.below(kDrawnFirst)),
-                                .step = static_cast<std::uint32_t>(random.below(160))});
+                                .step = static_cast<std::uint32_t>(random.below(160)),
+                                .at = {}});
     schedule.sessions.push_back(std::move(session));
   }
   draw_load(schedule);
   draw_later_faults(schedule);
   draw_stops(schedule);
   draw_direct(schedule);
+  draw_latencies(schedule);
+  draw_named_steps(schedule);
+  draw_faults_of_recovery(schedule);
   return schedule;
 }
 
@@ -138,6 +236,12 @@ std::string Schedule::text() const {
       commit_deadline_ms, free_granules, pattern_names()[static_cast<std::size_t>(pattern)],
       direct ? ", direct" : "", odd ? ", parts of granules" : "", write_pause_us, expire_ms,
       writes_at_steps);
+  text += fmt::format(
+      "  us: a message {}, a file's change {}, a command {}, a snapshot {}, the agent {}, a thaw "
+      "{}, "
+      "a granule {}\n",
+      latencies.message_us, latencies.file_change_us, latencies.command_us, latencies.snapshot_us,
+      latencies.agent_us, latencies.thaw_us, latencies.granule_us);
   for (const DiskSetup& disk : disks)
     text += fmt::format("  disk: {}, {} granules{}{}\n", disk.format, disk.granules,
                         disk.has_backing ? ", over a backing file" : "",
@@ -149,8 +253,12 @@ std::string Schedule::text() const {
                     session.external ? ", begin and end" : "", session.fails ? " --failure" : "",
                     session.recover_after ? ", then recover" : "");
     for (const Fault& fault : session.faults)
-      text += fmt::format("    from step {} on: {}\n", fault.step, name_of(fault.kind));
+      text += fmt::format("    {}\n", text_of(fault));
+    for (const Fault& fault : session.recover_faults)
+      text += fmt::format("    in recover, {}\n", text_of(fault));
   }
+  for (const Fault& fault : offline_faults)
+    text += fmt::format("  in recover --offline, {}\n", text_of(fault));
   return text;
 }
 

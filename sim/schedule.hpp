@@ -37,8 +37,10 @@ enum class FaultKind : std::uint8_t {
   unplug,        // its last disk, until it is started again
   migration,     // one begins, and is given up after the session
   stop_nbdelta,  // SIGSTOP; SIGCONT follows
+  agent_error,   // the agent refuses a command
+  storage_slow,  // from then on
 };
-inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::stop_nbdelta) + 1;
+inline constexpr std::uint8_t kFaultKinds = static_cast<std::uint8_t>(FaultKind::storage_slow) + 1;
 
 std::string_view name_of(FaultKind kind);
 
@@ -47,6 +49,18 @@ std::string_view name_of(FaultKind kind);
 struct Fault {
   FaultKind kind = FaultKind::kill_nbdelta;
   std::uint32_t step = 0;
+  std::string at;  // only at steps of this name; empty: at any
+};
+
+/// How long what is quick takes.
+struct Latencies {
+  std::uint32_t message_us = 0;      // from one process to another
+  std::uint32_t file_change_us = 0;  // with its fsync
+  std::uint32_t command_us = 100;    // of QMP
+  std::uint32_t snapshot_us = 0;     // each, beyond that
+  std::uint32_t agent_us = 200;      // each command
+  std::uint32_t thaw_us = 5000;
+  std::uint32_t granule_us = 200;  // read by a pull; a job takes 2.5 times as long
 };
 
 /// One disk of the guest.
@@ -64,7 +78,8 @@ struct SessionSetup {
   bool fails = false;     // of an external one: end --failure
   bool direct = false;    // --direct: no nbdkit where there need not be one
   std::vector<Fault> faults;
-  bool recover_after = false;  // else the next backup puts things right
+  bool recover_after = false;         // else the next backup puts things right
+  std::vector<Fault> recover_faults;  // of a first recover, which another follows
   std::uint32_t writes_before = 8;
 };
 
@@ -83,7 +98,9 @@ struct Schedule {
   std::uint32_t writes_at_steps = 0;  // percent of the steps: a write of the guest just before
   std::uint32_t commit_deadline_ms = 600'000;
   std::uint32_t free_granules = 100;  // QEMU tells when an overlay takes most of that
+  Latencies latencies;
   std::vector<SessionSetup> sessions;
+  std::vector<Fault> offline_faults;  // of each first 'recover --offline', which another follows
 
   static Schedule of_seed(std::uint64_t seed);
   std::string text() const;

@@ -319,6 +319,8 @@ class SimEnvironment final : public backup::Environment {
     if (from->writer || to->writer || to->readers != 0)
       fail(EIO, "qemu-img commit {}: Failed to get \"write\" lock", overlay);
     for (std::uint64_t granule = 0; granule < from->granules(); ++granule) {
+      host_->step("qemu-img commits", process_);
+      live();
       if (from->held(granule) == Held::data)
         to->write(granule, from->read(granule));
       else if (from->held(granule) == Held::zero)

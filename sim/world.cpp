@@ -15,7 +15,7 @@ namespace backup = client::backup;
 namespace {
 
 constexpr std::uint32_t kWritesOfARun = 60;
-constexpr Clock::Duration kPullGranule = 200us;
+constexpr int kSlow = 40;  // times as long, where the storage is slow
 
 }  // namespace
 
@@ -104,8 +104,15 @@ void World::look_on() {
   hooks.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToQemu, command); };
   hooks.answered = [this](const std::string& error) { recorder_->answered(kToQemu, error); };
   FakeAgent& agent = qemu_->agent;
-  agent.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToAgent, command); };
-  agent.answered = [this](const std::string& error) { recorder_->answered(kToAgent, error); };
+  agent.arrived = [this](const qapi::Command& command) {
+    recorder_->arrived(kToAgent, command);
+    agent_command_ = command.name;
+    on_agent_step("agent: " + command.name);
+  };
+  agent.answered = [this](const std::string& error) {
+    recorder_->answered(kToAgent, error);
+    on_agent_step("agent has answered " + agent_command_);
+  };
   qemu_->guest.completed = [this](const Completed& each) { recorder_->completed(each); };
 }
 
@@ -124,7 +131,20 @@ void World::record_step() {
 void World::start_qemu() {
   ++starts_;
   qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
+  qemu_->agent.arrived = [this](const qapi::Command& command) {
+    agent_command_ = command.name;
+    on_agent_step("agent: " + command.name);
+  };
+  qemu_->agent.answered = [this](const std::string& /*error*/) {
+    on_agent_step("agent has answered " + agent_command_);
+  };
+  qemu_->agent.refusal = [this]() -> std::optional<std::string> {
+    if (strike({FaultKind::agent_error}))
+      return "a fault of the simulator";
+    return std::nullopt;
+  };
   look_on();
+  set_timing();
   FakeQemu& fake = qemu_->fake;
   if (!schedule_.old_qemu)
     fake.version() = kQemu10;
@@ -139,8 +159,9 @@ void World::start_qemu() {
       return "a fault of the simulator";
     return std::nullopt;
   };
-  fake.hooks().after_command = [this](const qapi::Command& /*command*/) {
+  fake.hooks().after_command = [this](const qapi::Command& command) {
     AnswerFate fate;
+    current_step_ = "command " + command.name;
     if (strike({FaultKind::answer_late})) {
       fate.delay = 200s;
       late_until_ = time_.now() + fate.delay;
@@ -153,7 +174,9 @@ void World::start_qemu() {
     step("QEMU: " + std::string(what), &qemu_->process);
   };
   fake.hooks().job_error = [this](const std::string& /*job*/) -> std::optional<std::string> {
-    if (held_since_ && nbdelta_ && nbdelta_->stopped())
+    const bool noticed_late =
+        (nbdelta_ && nbdelta_->stopped()) || schedule_.latencies.message_us != 0;
+    if (held_since_ && noticed_late)
       return std::nullopt;  // see "What is not explored" in docs/simulator.md
     if (strike({FaultKind::job_error}))
       return "Input/output error";
@@ -165,13 +188,7 @@ void World::start_qemu() {
   fake.hooks().aborted = [this](const std::string& assertion) {
     violated("QEMU aborts: " + assertion);
   };
-  fake.hooks().switched = [this] {
-    if (told_of_migration_)
-      violated("the switch of a guest that is migrating");
-    listens_ = true;
-    switches_.push_back(contents_);
-    note("switched");
-  };
+  fake.hooks().switched = [this] { on_switch(); };
   qemu_->agent.freeze = [this] {
     FreezeBehaviour behaviour;
     const auto fault = strike({FaultKind::freeze_slow, FaultKind::freeze_hangs,
@@ -236,6 +253,41 @@ void World::start_qemu() {
   log("QEMU started");
   check_always();
   qemu_->guest.start();
+}
+
+void World::on_switch() {
+  if (told_of_migration_)
+    violated("the switch of a guest that is migrating");
+  listens_ = true;
+  std::optional<backup::SessionId> session;  // the newest that has an overlay
+  for (const auto& node : qemu_->fake.graph().nodes())
+    if (const auto each = backup::session_of(node->name))
+      if (!session || each->number > session->number)
+        session = each;
+  if (!session)
+    violated("a snapshot that is no session's");
+  switches_.push_back({*session, contents_, {}});
+  for (const auto& [disk, chain] : unplugged_)
+    switches_.back().absent.insert(disk);
+  note("switched");
+}
+
+/// The agent has no turn of its own that a crash of QEMU could end: that comes with the next one.
+void World::on_agent_step(const std::string& what) {
+  log("   " + what);
+  step(what, nullptr);
+}
+
+void World::set_timing() {
+  using Us = std::chrono::microseconds;
+  const Latencies& latencies = schedule_.latencies;
+  const Us granule(latencies.granule_us * (storage_is_slow_ ? kSlow : 1));
+  Timing& timing = qemu_->fake.timing();
+  timing.command = Us(latencies.command_us);
+  timing.snapshot = Us(latencies.snapshot_us);
+  timing.job_granule = granule * 5 / 2;
+  qemu_->agent.command_time = Us(latencies.agent_us);
+  qemu_->agent.thaw_time = Us(latencies.thaw_us);
 }
 
 void World::kill_qemu() {
@@ -330,7 +382,13 @@ void World::write_between(const std::string& what, const Process* self) {
 
 Clock::Duration World::pull_time(bool changed) {
   pulling_ += changed ? MemoryImage::kGranule : 0;
-  return kPullGranule;
+  return std::chrono::microseconds(schedule_.latencies.granule_us) * (storage_is_slow_ ? kSlow : 1);
+}
+
+Costs World::costs() const {
+  return {.message = std::chrono::microseconds(schedule_.latencies.message_us),
+          .file_change = std::chrono::microseconds(schedule_.latencies.file_change_us),
+          .start = {}};
 }
 
 Process& World::start_guardian_process() {

@@ -54,6 +54,7 @@ class World final : public Host {
   FakeAgent* agent() override { return qemu_ ? &qemu_->agent : nullptr; }
   std::list<Plugin>& plugins() override { return plugins_; }
   Process& start_guardian_process() override;
+  Costs costs() const override;
   Clock::Duration pull_time(bool changed) override;
   std::uint64_t free_space() const override {
     return schedule_.free_granules * MemoryImage::kGranule;
@@ -95,6 +96,13 @@ class World final : public Host {
     World* world_;
   };
 
+  /// What the disks held when a session put its overlays over them.
+  struct Switch {
+    client::backup::SessionId session;
+    DiskContents contents;
+    std::set<std::size_t> absent;  // disks that were unplugged meanwhile
+  };
+
   struct Qemu {
     Qemu(World& world, std::uint64_t seed);
     ~Qemu();
@@ -123,6 +131,8 @@ class World final : public Host {
   void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
+  void recover_with_faults(const std::vector<Fault>& faults);
+  void begin_faults(const std::vector<Fault>& faults);
   void run_last_backup();
   bool run_in_process(const std::string& what,
                       const std::function<asio::awaitable<void>(client::backup::Environment&)>& job,
@@ -137,7 +147,11 @@ class World final : public Host {
   void await_guardians();
   void end_faults();
   void ensure_guest();
-  void recover_offline(const std::vector<std::size_t>& disks);
+  std::vector<std::size_t> disks_to_recover() const;
+  void recover_offline(const std::vector<std::size_t>& disks, bool must_work);
+  void set_timing();
+  void on_switch();
+  void on_agent_step(const std::string& what);
 
   void see_event(const std::string& name, const qapi::json::object& data);
   void unplug_when_due();
@@ -166,6 +180,9 @@ class World final : public Host {
   std::list<std::unique_ptr<Process>> guardians_;
   std::list<Plugin> plugins_;
   std::vector<Fault> faults_;
+  std::string current_step_;
+  std::string agent_command_;  // the last that came
+  bool storage_is_slow_ = false;
   std::uint64_t steps_ = 0;
   std::uint64_t session_start_ = 0;
   bool kill_qemu_ = false;
@@ -178,7 +195,6 @@ class World final : public Host {
   bool told_of_threshold_ = false;  // meanwhile
   /// Disks, each with its chain of images then, until the guest is started again.
   std::map<std::size_t, std::vector<std::string>> unplugged_;
-  std::set<std::size_t> absent_;  // disks that some restore points need not have
   bool guardian_was_killed_ = false;
   Clock::Time late_until_{};        // an answer of QEMU's
   bool thaw_is_disturbed_ = false;  // until the guest is thawed, and no freeze is on its way
@@ -191,11 +207,10 @@ class World final : public Host {
 
   std::optional<std::string> violation_;  // the first
   DiskContents contents_;
-  std::vector<DiskContents> switches_;
+  std::vector<Switch> switches_;
   WriteNumber last_write_ = 0;
   std::optional<Clock::Time> frozen_since_;
   std::optional<Clock::Time> held_since_;  // by a commit that is pending
-  std::set<std::string> checked_points_;
   std::set<std::string> seen_;
   std::vector<std::string> log_;
   RunRecorder* recorder_ = nullptr;

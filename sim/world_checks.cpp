@@ -124,7 +124,7 @@ WriteNumber World::read_file(const std::string& path, std::uint64_t granule) {
   }
 }
 
-/// Each restore point is one instant of all disks, and stays it.
+/// Each restore point is the instant of its session's switch, for all disks, and stays it.
 void World::check_points() {
   for (const auto& [path, file] : store_.files()) {
     constexpr std::string_view kManifest = "/manifest.json";
@@ -135,29 +135,26 @@ void World::check_points() {
     if (manifest.external)
       continue;
     const std::string folder = path.substr(0, path.size() - kManifest.size());
-    bool found = false;
-    std::string difference;
-    for (auto at = switches_.rbegin(); at != switches_.rend() && !found; ++at) {
-      found = true;
-      for (std::size_t i = 0; i < contents_.size() && found; ++i) {
-        const repository::DiskEntry* entry = manifest.find(disk_name(i));
-        if (entry == nullptr && absent_.count(i) != 0)
-          continue;
-        if (entry == nullptr || !entry->file)
-          violated(fmt::format("{}: has no {}", path, disk_name(i)));
-        for (std::uint64_t granule = 0; granule < contents_[i].size() && found; ++granule) {
-          const WriteNumber shown = read_file(folder + "/" + *entry->file, granule);
-          if (shown == (*at)[i][granule])
-            continue;
-          found = false;
-          if (difference.empty())
-            difference = fmt::format("{} shows {} at granule {} where {} was", disk_name(i), shown,
-                                     granule, (*at)[i][granule]);
-        }
+    const auto at = std::find_if(switches_.rbegin(), switches_.rend(), [&](const Switch& each) {
+      return each.session.chain == manifest.chain && each.session.number == manifest.number;
+    });
+    if (at == switches_.rend())
+      violated(fmt::format("{}: its session has not switched", path));
+    for (std::size_t i = 0; i < contents_.size(); ++i) {
+      const repository::DiskEntry* entry = manifest.find(disk_name(i));
+      if (entry == nullptr && at->absent.count(i) != 0)
+        continue;
+      if (entry == nullptr || !entry->file)
+        violated(fmt::format("{}: has no {}", path, disk_name(i)));
+      for (std::uint64_t granule = 0; granule < contents_[i].size(); ++granule) {
+        const WriteNumber shown = read_file(folder + "/" + *entry->file, granule);
+        if (shown != at->contents[i][granule])
+          violated(
+              fmt::format("{} is not the instant of its switch: {} shows {} at granule {} "
+                          "where {} was",
+                          folder, disk_name(i), shown, granule, at->contents[i][granule]));
       }
     }
-    if (!found)
-      violated(fmt::format("{} shows no instant of the guest: {}", folder, difference));
   }
 }
 

@@ -30,7 +30,8 @@ void World::unplug_when_due() {
   unplug_ = false;
   for (const Node* node = device.root; node != nullptr; node = node->backing)
     unplugged_[disk].push_back(node->path);
-  absent_.insert(disk);
+  if (!switches_.empty())
+    switches_.back().absent.insert(disk);
   log(fmt::format("{} unplugged", disk_name(disk)));
   qemu_->fake.unplug(device);
 }

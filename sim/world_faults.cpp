@@ -24,7 +24,8 @@ bool disturbs_thaw(FaultKind kind) {
       FaultKind::kill_everything, FaultKind::freeze_slow,
       FaultKind::freeze_hangs,    FaultKind::freeze_fails,
       FaultKind::freeze_late,     FaultKind::agent_silent,
-      FaultKind::base_full,       FaultKind::overlay_full};
+      FaultKind::base_full,       FaultKind::overlay_full,
+      FaultKind::agent_error};
   return std::find(std::begin(kKinds), std::end(kKinds), kind) != std::end(kKinds);
 }
 
@@ -32,7 +33,7 @@ bool disturbs_thaw(FaultKind kind) {
 
 std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
   for (auto it = faults_.begin(); it != faults_.end(); ++it) {
-    if (it->step > steps_ - session_start_ ||
+    if (it->step > steps_ - session_start_ || (!it->at.empty() && it->at != current_step_) ||
         std::find(kinds.begin(), kinds.end(), it->kind) == kinds.end())
       continue;
     const FaultKind kind = it->kind;
@@ -53,6 +54,7 @@ void World::step(const std::string& what, Process* self) {
     return;
   if (++steps_ > kMostSteps)
     violated("it takes more steps than anything should");
+  current_step_ = what;
   record_step();
   check_always();
   check_window(what, self);
@@ -68,7 +70,7 @@ void World::step(const std::string& what, Process* self) {
                      FaultKind::kill_nbdelta_and_qemu, FaultKind::kill_everything,
                      FaultKind::interrupt, FaultKind::base_full, FaultKind::overlay_full,
                      FaultKind::agent_silent, FaultKind::guest_ends, FaultKind::unplug,
-                     FaultKind::migration, FaultKind::stop_nbdelta})) {
+                     FaultKind::migration, FaultKind::stop_nbdelta, FaultKind::storage_slow})) {
     const auto is = [&](std::initializer_list<FaultKind> kinds) {
       return std::find(kinds.begin(), kinds.end(), *kind) != kinds.end();
     };
@@ -87,6 +89,10 @@ void World::step(const std::string& what, Process* self) {
     }
     if (is({FaultKind::stop_nbdelta}))
       stop_nbdelta();
+    if (is({FaultKind::storage_slow}) && qemu_) {
+      storage_is_slow_ = true;
+      set_timing();
+    }
     if (is({FaultKind::agent_silent}) && qemu_)
       qemu_->agent.silent = true;
     for (auto& [path, file] : store_.files())
@@ -94,8 +100,8 @@ void World::step(const std::string& what, Process* self) {
           ((is({FaultKind::overlay_full}) && path.starts_with("/vm/nbdelta-")) ||
            (is({FaultKind::base_full}) && !path.starts_with("/vm/nbdelta-"))))
         file.image->full = true;
-    if (kill_nbdelta || kill_qemu_)
-      note(fmt::format("killed at: {}", what.substr(0, what.find(" /"))));
+    if (name_of(*kind).starts_with("kill"))
+      note(fmt::format("{} at: {}", name_of(*kind), what.substr(0, what.find(" /"))));
   }
   if (kill_plugins)
     for (Plugin& plugin : plugins_)
@@ -145,13 +151,19 @@ void World::await_guardians() {
   check_always();
 }
 
+void World::begin_faults(const std::vector<Fault>& faults) {
+  session_start_ = steps_;
+  faults_ = faults;
+}
+
 void World::end_faults() {
   faults_.clear();
-  interrupted_ = unplug_ = migrating_ = false;
+  interrupted_ = unplug_ = migrating_ = storage_is_slow_ = false;
   for (auto& [path, file] : store_.files())
     if (file.image)
       file.image->full = false;
   if (qemu_) {
+    set_timing();
     if (std::exchange(qemu_->agent.silent, false) && frozen_since_)
       frozen_since_ = time_.now();  // from here on somebody can thaw it
     qemu_->fake.go_on_after_error();
@@ -159,7 +171,8 @@ void World::end_faults() {
     qemu_->guest.resume();
     if (!guardians_.empty() && late_until_ > time_.now())  // one may wait for it, with QMP in use
       let_pass(late_until_ - time_.now());
-    if (qemu_->agent.busy())  // a late freeze is a fault until it has come to its end
+    // A late freeze is a fault until it has come to its end, and so are the thaws behind it.
+    for (int i = 0; i < 4 && qemu_->agent.busy(); ++i)
       let_pass(kLatestFreeze);
   }
   // Else the next session comes upon a guest that is frozen, or is about to be.

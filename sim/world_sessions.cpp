@@ -118,6 +118,8 @@ bool World::run_in_process(const std::string& what,
                            const std::function<asio::awaitable<void>(backup::Environment&)>& job,
                            bool must_work) {
   log(what);
+  if (frozen_since_ && guardian_was_killed_)
+    frozen_since_ = time_.now();  // there was nobody who could thaw it: it begins anew
   ++runs_;
   nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
   const auto environment = session_environment(*this, *nbdelta_);
@@ -239,7 +241,15 @@ void World::run_recover(bool must_work) {
       must_work);
 }
 
-void World::recover_offline(const std::vector<std::size_t>& disks) {
+void World::recover_with_faults(const std::vector<Fault>& faults) {
+  ensure_guest();
+  begin_faults(faults);
+  run_recover(false);
+  await_guardians();
+  end_faults();
+}
+
+void World::recover_offline(const std::vector<std::size_t>& disks, bool must_work) {
   run_in_process(
       "recover --offline",
       [&](backup::Environment& environment) -> asio::awaitable<void> {
@@ -260,7 +270,22 @@ void World::recover_offline(const std::vector<std::size_t>& disks) {
         }
         co_return;
       },
-      true);
+      must_work);
+}
+
+/// Those that check-start refuses.
+std::vector<std::size_t> World::disks_to_recover() const {
+  std::vector<std::size_t> disks;
+  for (std::size_t i = 0; i < contents_.size(); ++i) {
+    const std::string image(backup::base_name(image_path(i)));
+    for (const auto& [path, file] : store_.files())
+      if (path.starts_with("/vm/nbdelta-") && path.ends_with("-" + disk_name(i) + ".qcow2") &&
+          store_.files().count("/vm/nbdelta-current-" + image) == 0) {
+        disks.push_back(i);
+        break;
+      }
+  }
+  return disks;
 }
 
 /// As an operator does it: overlays that were not committed are, before the guest is started.
@@ -269,18 +294,13 @@ void World::ensure_guest() {
     if (attempt == 3)
       violated("the guest cannot be started");
     end_faults();
-    std::vector<std::size_t> disks;  // those that check-start refuses
-    for (std::size_t i = 0; i < contents_.size(); ++i) {
-      const std::string image(backup::base_name(image_path(i)));
-      for (const auto& [path, file] : store_.files())
-        if (path.starts_with("/vm/nbdelta-") && path.ends_with("-" + disk_name(i) + ".qcow2") &&
-            store_.files().count("/vm/nbdelta-current-" + image) == 0) {
-          disks.push_back(i);
-          break;
-        }
+    if (!disks_to_recover().empty() && !schedule_.offline_faults.empty()) {
+      begin_faults(schedule_.offline_faults);
+      recover_offline(disks_to_recover(), false);
+      end_faults();
     }
-    if (!disks.empty())
-      recover_offline(disks);
+    if (const std::vector<std::size_t> disks = disks_to_recover(); !disks.empty())
+      recover_offline(disks, true);
     if (!qemu_)
       start_qemu();
   }
@@ -290,8 +310,7 @@ void World::run() {
   for (const SessionSetup& session : schedule_.sessions) {
     ensure_guest();
     write_now(session.writes_before, random_);
-    session_start_ = steps_;
-    faults_ = session.faults;
+    begin_faults(session.faults);
     interrupted_ = listens_ = told_of_threshold_ = false;
     pulling_ = 0;
     if (recorder_ != nullptr)
@@ -305,6 +324,8 @@ void World::run() {
     if (!unplugged_.empty())
       replug();
     if (session.recover_after) {
+      if (!session.recover_faults.empty())
+        recover_with_faults(session.recover_faults);
       ensure_guest();
       run_recover(true);
     }
@@ -315,6 +336,7 @@ void World::run() {
   let_pass(5min);
   if (frozen_since_ && !guardian_was_killed_)
     violated("the guest is left frozen");
+  schedule_.commit_deadline_ms = 600'000;  // what is slow here ends within that
   run_recover(true);
   if (frozen_since_)
     violated("recover leaves the guest frozen");
@@ -326,7 +348,6 @@ void World::run() {
     if (log_[i].find("done:") != std::string::npos)
       violated("recover is not idempotent: " + log_[i]);
   write_now(5, random_);
-  schedule_.commit_deadline_ms = 600'000;
   run_last_backup();
   write_now(5, random_);
   run_last_backup();  // what the first has left is built on
