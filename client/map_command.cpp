@@ -98,8 +98,10 @@ class Text {
       *--digit = static_cast<char>('0' + number);
     return *this;
   }
-  void write_and_clear() {  // its error is seen by fflush()
-    std::fwrite(text_.get(), 1, static_cast<std::size_t>(end_ - text_.get()), stdout);
+  void write_and_clear() {  // a large block is written at once: fflush() would not see its error
+    const auto length = static_cast<std::size_t>(end_ - text_.get());
+    if (std::fwrite(text_.get(), 1, length, stdout) != length)
+      fail_errno("standard output");
     end_ = text_.get();
   }
 
