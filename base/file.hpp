@@ -73,8 +73,8 @@ class File {
   /// fsync(2).
   void sync() const;
 
-  /// Has the kernel begin to write what is dirty, and take what has been written out of the page
-  /// cache. Waits for nothing; a failed write is still sync()'s to report.
+  /// Has the kernel begin to write what is dirty, and take all that is clean out of the page cache,
+  /// whoever had it read. Waits for nothing; a failed write is still sync()'s to report.
   void drop_cached() const noexcept;
 
  private:

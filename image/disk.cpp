@@ -1,5 +1,8 @@
 #include "image/disk.hpp"
 
+#include <sys/sysmacros.h>
+#include <xxhash.h>
+
 #include <algorithm>
 #include <cstring>
 
@@ -23,6 +26,26 @@ std::size_t largest_cluster(const Chain& chain) {
     if (layer.header)
       largest = std::max<std::size_t>(largest, layer.header->cluster_size());
   return largest;
+}
+
+std::uint64_t state_of(const Chain& chain) {
+  std::vector<std::uint64_t> facts;
+  const auto add = [&](const File& file) {
+    if (!file)
+      return;
+    const struct stat status = file.status();
+    if (S_ISBLK(status.st_mode))
+      facts.insert(facts.end(), {major(status.st_rdev), minor(status.st_rdev)});
+    else
+      facts.insert(facts.end(), {status.st_ino, static_cast<std::uint64_t>(status.st_size),
+                                 static_cast<std::uint64_t>(status.st_mtim.tv_sec),
+                                 static_cast<std::uint64_t>(status.st_mtim.tv_nsec)});
+  };
+  for (const LayerFiles& layer : chain.layers) {
+    add(layer.image);
+    add(layer.data);
+  }
+  return XXH3_64bits(facts.data(), facts.size() * sizeof facts[0]);
 }
 
 }  // namespace
@@ -55,6 +78,7 @@ Disk Disk::open(const std::string& path, const OpenOptions& options) {
   const std::size_t alignment = options.caching == Caching::direct ? kDirectAlignment : 0;
   Disk disk;
   disk.missing_backing_ = std::move(chain.missing_backing);
+  disk.state_ = state_of(chain);
   disk.caches_ = std::make_unique<Caches>(largest_cluster(chain));
   for (LayerFiles& files : chain.layers) {
     if (files.header) {

@@ -55,6 +55,10 @@ class Disk {
   /// As it was opened, for messages.
   const std::string& name() const;
 
+  /// Changes where anybody writes to one of the files that are open, or others are opened: a digest
+  /// of their inode numbers, lengths and times of modification (block devices: of their numbers).
+  std::uint64_t state() const { return state_; }
+
   /// Empty where all layers are open; otherwise why the one below the last is not, and what to do.
   const std::string& missing_backing() const;
 
@@ -102,6 +106,7 @@ class Disk {
   std::unique_ptr<Caches> caches_;
   std::vector<std::unique_ptr<Layer>> layers_;
   std::string missing_backing_;
+  std::uint64_t state_ = 0;
 };
 
 }  // namespace nbdelta::image

@@ -28,7 +28,8 @@ struct PackedHeader {
   be64 digest;
 };
 
-/// XXH3, 64 bits.
+}  // namespace
+
 std::uint64_t digest_of(const ExtentMap& map) {
   constexpr std::size_t kPart = 16 * ExtentMap::kBlockBytes;
   const std::unique_ptr<XXH3_state_t, decltype(&XXH3_freeState)> state(XXH3_createState(),
@@ -44,8 +45,6 @@ std::uint64_t digest_of(const ExtentMap& map) {
   }
   return XXH3_64bits_digest(state.get());
 }
-
-}  // namespace
 
 PackedLayout PackedLayout::parse(std::span<const std::byte> bytes, std::uint64_t export_size) {
   PackedHeader header{};

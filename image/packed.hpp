@@ -30,6 +30,9 @@ struct PackedLayout {
   static PackedLayout parse(std::span<const std::byte> header, std::uint64_t export_size);
 };
 
+/// XXH3, 64 bits, of the encoded map.
+std::uint64_t digest_of(const ExtentMap& map);
+
 /// A view as one run of bytes: what it says of its extents, then the bytes of those in state data,
 /// one after the other. So a client needs few requests, whatever the extents' number and length.
 /// Constant; reads are safe from several threads.

@@ -4,6 +4,7 @@
 
 #include "base/error.hpp"
 #include "base/units.hpp"
+#include "image/packed.hpp"
 #include "image/qcow2_layer.hpp"
 #include "nbdkit-plugin/dirty_map.hpp"
 
@@ -21,12 +22,12 @@ std::string changed(std::string_view how) {
 Exports::Exports(const Options& options) : disk_(image::Disk::open(options.image, options.open)) {
   const bool whole = disk_.missing_backing().empty();
   if (whole) {
-    add("", "the disk", image::View::image(disk_));
-    add("image", "the disk", image::View::image(disk_));
+    add("", "the disk", disk_.state(), image::View::image(disk_));
+    add("image", "the disk", disk_.state(), image::View::image(disk_));
   } else {
     warnings_.push_back(disk_.missing_backing() + "; only the export 'layer' is served");
   }
-  add("layer", changed("what the image file itself holds, not its backing file"),
+  add("layer", changed("what the image file itself holds, not its backing file"), disk_.state(),
       image::View::layer(disk_));
   if (whole)
     add_bitmaps();
@@ -34,12 +35,14 @@ Exports::Exports(const Options& options) : disk_(image::Disk::open(options.image
     map_ = options.map_is_uri()
                ? read_map_from_nbd(options.map, options.map_context, disk_.size())
                : read_map_from_json(options.map, options.map_context, disk_.size());
-    add("dirty", changed("what the map given by map= says"), image::View::dirty(disk_, *map_));
+    add("dirty", changed("what the map given by map= says"),
+        disk_.state() ^ image::digest_of(*map_), image::View::dirty(disk_, *map_));
   }
 }
 
-void Exports::add(std::string name, std::string description, image::View view) {
-  exports_.push_back({std::move(name), std::move(description), view});
+void Exports::add(std::string name, std::string_view description, std::uint64_t state,
+                  image::View view) {
+  exports_.push_back({std::move(name), fmt::format("{}; state {:016x}", description, state), view});
 }
 
 /// A bitmap that cannot be used takes nothing from the rest.
@@ -63,7 +66,7 @@ void Exports::add_bitmaps() {
     add(std::string(kDirtyPrefix) + info.name,
         changed(fmt::format("persistent bitmap '{}', granularity {}", info.name,
                             format_size(info.granularity))),
-        image::View::dirty(disk_, *bitmaps_.back()));
+        disk_.state(), image::View::dirty(disk_, *bitmaps_.back()));
   }
 }
 

@@ -15,7 +15,7 @@ namespace nbdelta::plugin {
 /// One name under which the image is served.
 struct Export {
   std::string name;
-  std::string description;
+  std::string description;  // ends with the state of what it shows (docs/extents.md)
   image::View view;
 };
 
@@ -36,7 +36,7 @@ class Exports {
   const std::vector<std::string>& warnings() const { return warnings_; }
 
  private:
-  void add(std::string name, std::string description, image::View view);
+  void add(std::string name, std::string_view description, std::uint64_t state, image::View view);
   void add_bitmaps();
 
   image::Disk disk_;

@@ -5,6 +5,7 @@
 #include <nbdkit-plugin.h>
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstdio>
 #include <exception>
@@ -35,8 +36,9 @@ constexpr std::uint64_t kMostExtents = 131'072;
 /// nbdkit refuses a longer list (server/exports.c); those left out can be opened by name.
 constexpr std::size_t kMostListed = 10'000;
 
-/// Longer than this nobody waits for a packed export to open: its clients have another way.
-constexpr std::chrono::seconds kLongestPacking{5};
+/// Longer than this nobody waits for a packed export to open: its clients have another way, and
+/// by default give a silent server up after twice as long.
+constexpr std::chrono::seconds kLongestPacking{30};
 
 /// One export, and what its connections share.
 class Served {
@@ -46,33 +48,35 @@ class Served {
   const Export& what;
   Readahead readahead;
 
-  /// Kept as long as somebody uses it. Throws Error, at once where it has failed before.
+  /// Kept as long as somebody uses it. Throws Error; at once where it took too long before.
   std::shared_ptr<const image::Packed> packed() {
-    const auto give_up = [&] {
-      fail(ETIMEDOUT, "export '{}{}': the map takes too long to read; there is the export '{}'",
-           image::Packed::kPrefix, what.name, what.name);
-    };
     const std::lock_guard guard(mutex_);
-    if (failed_)
-      give_up();
     std::shared_ptr<const image::Packed> packed = packed_.lock();
     if (packed == nullptr) {
-      failed_ = true;  // until it has not
+      if (takes_too_long_)
+        refuse_packing();
       const auto deadline = std::chrono::steady_clock::now() + kLongestPacking;
       packed = std::make_shared<const image::Packed>(what.view, [&] {
-        if (std::chrono::steady_clock::now() > deadline)
-          give_up();
+        if (std::chrono::steady_clock::now() > deadline) {
+          takes_too_long_ = true;
+          refuse_packing();
+        }
       });
-      failed_ = false;
       packed_ = packed;
     }
     return packed;
   }
 
  private:
-  std::mutex mutex_;  // guards all below
+  [[noreturn]] void refuse_packing() const {
+    fail(ETIMEDOUT,
+         "export '{}{}': its map was not read within {} s; there is the export '{}' without",
+         image::Packed::kPrefix, what.name, kLongestPacking.count(), what.name);
+  }
+
+  std::mutex mutex_;  // guards packed_
   std::weak_ptr<const image::Packed> packed_;
-  bool failed_ = false;
+  std::atomic<bool> takes_too_long_ = false;  // set by any thread that reads the map
 };
 
 /// One connection's handle.

@@ -47,6 +47,7 @@ std::string libnbd_error();
 /// What the server offered.
 struct Export {
   std::uint64_t size = 0;
+  std::string description;
   std::uint64_t minimum_block = 1;
   std::uint64_t maximum_block = 0;  // bytes of one read or write
   bool changed_view = false;        // HOLE without ZERO means unchanged

@@ -120,14 +120,13 @@ void Connection::learn_export() {
   if (size < 0)
     fail(EPROTO, "{}: the server gives no size: {}", name(), libnbd_error());
   export_.size = static_cast<std::uint64_t>(size);
+  export_.description = take_string(nbd_get_export_description(h));
   // Who wants the whole disk from a changed view reads the unchanged part too.
-  export_.changed_view =
-      options_.view != View::whole_disk &&
-      take_string(nbd_get_export_description(h)).starts_with(image::kChangedViewDescription);
+  export_.changed_view = options_.view != View::whole_disk &&
+                         export_.description.starts_with(image::kChangedViewDescription);
   export_.packed = options_.view == View::packed &&
-                   take_string(nbd_get_export_description(h))
-                       .starts_with(fmt::format("{}{}", image::Packed::kDescription,
-                                                image::kChangedViewDescription));
+                   export_.description.starts_with(fmt::format("{}{}", image::Packed::kDescription,
+                                                               image::kChangedViewDescription));
   export_.has_allocation = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
   export_.has_bitmap = !options_.bitmap_context.empty() &&
                        nbd_can_meta_context(h, options_.bitmap_context.c_str()) > 0;

@@ -76,7 +76,8 @@ PackedExport Source::read_packed(const Export& view) {
           std::span<const std::byte>(chunks).subspan(at).first<ExtentMap::kBlockBytes>());
     offset += chunks.size();
   }
-  if (layout.disk_size != view.size || packed.map.size() != view.size ||
+  if (negotiated().description != std::string(image::Packed::kDescription) + view.description ||
+      layout.disk_size != view.size || packed.map.size() != view.size ||
       packed.map.bytes(State::data) != layout.data_size || packed.map.bytes(State::hole) != 0)
     fail(EPROTO, "packed export: it is not one of this disk");
   return packed;

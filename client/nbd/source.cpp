@@ -43,7 +43,7 @@ void Source::connect(const std::stop_token& give_up) {
       throw;
   }
   connection_->disconnect();
-  be_the_view_again();  // which has the same bytes, whatever the map
+  be_the_view_again();  // which has the same bytes, whatever the map, or is refused
   connect_once(give_up);
 }
 
@@ -115,6 +115,11 @@ void Source::check_same() const {
     fail(EPROTO,
          "{}: after the connection was lost the export came back as another view of the disk",
          options().uri);
+  if (now.description != known.description)
+    fail(EPROTO,
+         "{}: after the connection was lost the export came back as '{}', before it was '{}': what "
+         "was copied so far does not belong to that; start again",
+         options().uri, now.description, known.description);
   if (now.minimum_block > known.minimum_block || now.maximum_block < known.maximum_block)
     fail(EPROTO, "{}: after the connection was lost the export came back with other block sizes",
          options().uri);

@@ -35,8 +35,9 @@ struct PackedExport {
 /// requested.
 ///
 /// Invariants
-/// 1. After the first connect() the export never changes its size or its kind; a server that comes
-///    back with another is an Error.
+/// 1. After the first connect() the export never changes its size, its kind or its description,
+///    with which nbdkit-delta-plugin says what it shows; a server that comes back with another is
+///    an Error.
 /// 2. While packed_data() says so the packed export has the map that was read from it, whatever
 ///    became of the server meanwhile.
 class Source {

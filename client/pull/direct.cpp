@@ -1,6 +1,7 @@
 #include "client/pull/direct.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -24,9 +25,10 @@ constexpr std::chrono::milliseconds kLongestSleep{100};
 class Worker {
  public:
   /// `longest_copy`: bytes that the kernel copies in one step.
-  Worker(const image::Disk& disk, target::Target& target, Work& work, Counters& counters,
-         std::uint64_t longest_copy, const std::stop_token& stop)
-      : disk_(disk),
+  Worker(asio::io_context& loop, const image::Disk& disk, target::Target& target, Work& work,
+         Counters& counters, std::uint64_t longest_copy, const std::stop_token& stop)
+      : loop_(loop),
+        disk_(disk),
         work_(work),
         counters_(counters),
         longest_copy_(longest_copy),
@@ -121,13 +123,13 @@ class Worker {
       fail(ECANCELED, "interrupted");
   }
 
+  asio::io_context& loop_;
   const image::Disk& disk_;
   Work& work_;
   Counters& counters_;
   const std::uint64_t longest_copy_;
   std::uint64_t booked_ = 0;  // bytes that the kernel did not copy in the end
   std::stop_token stop_;
-  asio::io_context loop_{1};
   std::unique_ptr<target::Writer> writer_;
   std::vector<std::byte> buffer_;
   bool kernel_copies_ = true;  // not known otherwise yet
@@ -135,8 +137,9 @@ class Worker {
 
 }  // namespace
 
-void run_direct(const image::Disk& disk, target::Target& target, const image::ExtentMap& map,
-                const Settings& settings, Counters& counters, std::stop_source& stop) {
+void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target& target,
+                const image::ExtentMap& map, const Settings& settings, Counters& counters,
+                std::stop_source& stop) {
   counters.total += bytes_to_settle(map);
   Work work(map, {.request_size = kOperation, .zero_size = target.zero_size()}, false,
             settings.rate);
@@ -144,9 +147,14 @@ void run_direct(const image::Disk& disk, target::Target& target, const image::Ex
   const std::uint64_t threads = std::clamp<std::uint64_t>(
       useful, 1, std::min(settings.connections, target.maximum_writers()));
   const std::uint64_t longest_copy = settings.rate == 0 ? kOperation : kChunk;
+  std::atomic<asio::io_context*> unused = &loop;
   const std::function<void()> work_along = [&] {
     ++counters.connections;
-    Worker(disk, target, work, counters, longest_copy, stop.get_token()).run();
+    asio::io_context own{1};
+    asio::io_context* first = unused.exchange(nullptr);
+    Worker(first == nullptr ? own : *first, disk, target, work, counters, longest_copy,
+           stop.get_token())
+        .run();
   };
   run_together(std::vector(threads, work_along), stop);
 }

@@ -1,5 +1,7 @@
 #include "client/pull/job.hpp"
 
+#include <fmt/format.h>
+
 #include <utility>
 
 #include "client/nbd/map_reader.hpp"
@@ -56,9 +58,10 @@ void Job::pull_from_server(std::stop_source& stop) {
   std::optional<nbd::PackedExport> packed = source_->turn_to_packed();
   const image::ExtentMap map = packed ? std::move(packed->map) : nbd::read_map(*source_);
   take_result(map, exported.shows_changes(), start);
-  const target::Description description = describe(map);
+  const target::Description description = describe(map, exported.description);
   const image::ExtentMap& followed = target_->prepare(description, source_->loop());
-  if (packed && followed.bytes(State::data) != map.bytes(State::data))
+  result_.packed = packed && followed.bytes(State::data) == map.bytes(State::data);
+  if (packed && !result_.packed)
     source_->turn_back();  // the target wants what lies around the extents too
   Settings settings = options_.settings;
   if (!exported.multi_conn && !options_.connections_given)
@@ -72,9 +75,10 @@ void Job::pull_direct(std::stop_source& stop) {
   const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
   const image::ExtentMap map = source.read_map(stop.get_token());
   take_result(map, source.shows_changes(), start);
-  const target::Description description = describe(map);
+  const target::Description description =
+      describe(map, fmt::format("state {:016x}", source.disk().state()));
   const image::ExtentMap& followed = target_->prepare(description, loop_);
-  run_direct(source.disk(), *target_, followed, options_.settings, counters_, stop);
+  run_direct(loop_, source.disk(), *target_, followed, options_.settings, counters_, stop);
   target_->finish();
 }
 
@@ -87,9 +91,11 @@ void Job::take_result(const image::ExtentMap& map, bool shows_changes, Clock::ti
   result_.map_seconds = seconds_since(start);
 }
 
-target::Description Job::describe(const image::ExtentMap& map) const {
+/// The changes of one instant are not the end of those of another, from the same place.
+target::Description Job::describe(const image::ExtentMap& map, const std::string& state) const {
   return {
-      .source = options_.source.uri,
+      .source = options_.source.uri +
+                (result_.changed_view && !state.empty() ? fmt::format(" ({})", state) : ""),
       .disk_size = map.size(),
       .contents = result_.changed_view ? target::Contents::changes : target::Contents::whole_disk,
       .map = &map};

@@ -25,6 +25,7 @@ struct JobOptions {
 struct JobResult {
   std::uint64_t disk_size = 0;
   bool changed_view = false;
+  bool packed = false;        // the bytes came from a packed export
   std::uint64_t extents = 0;  // that were pulled: data, and changed to zero
   double map_seconds = 0;
   double seconds = 0;
@@ -53,7 +54,7 @@ class Job {
   void pull_from_server(std::stop_source& stop);
   void pull_direct(std::stop_source& stop);
   void take_result(const image::ExtentMap& map, bool shows_changes, Clock::time_point start);
-  target::Description describe(const image::ExtentMap& map) const;
+  target::Description describe(const image::ExtentMap& map, const std::string& state) const;
 
   JobOptions options_;
   Counters& counters_;

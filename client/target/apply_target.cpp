@@ -110,8 +110,9 @@ void ApplyTarget::check_mark(const std::string& source) const {
     by.pop_back();
   if (by != source)
     refuse(EEXIST,
-           "{}: an earlier pull from {} was not finished (see {}); finish that one first, or add "
-           "--force",
+           "{}: an earlier pull from {} was not finished (see {}); finish that one first, pull the "
+           "whole disk (--full --force), or add --force where all that it would have written is "
+           "among the changes now",
            path_, by, mark_path_);
 }
 
@@ -144,6 +145,7 @@ void ApplyTarget::zero_at(std::uint64_t offset, std::uint64_t length) {
   for (const std::uint64_t end = offset + length; offset < end;) {
     const std::span<const std::byte> part = zeros(end - offset);
     file_.write_at(part, offset);
+    wrote(part.size());
     offset += part.size();
   }
 }

@@ -33,10 +33,11 @@ class LocalTarget : public Target {
   /// Called after each so many bytes; File::drop_cached() of the target's file.
   virtual void drop_cached() noexcept {}
 
+  /// Counts what goes into the page cache; the writers do for what they hand on themselves.
+  void wrote(std::uint64_t bytes) noexcept;
+
  private:
   class LocalWriter;
-
-  void wrote(std::uint64_t bytes) noexcept;
 
   std::atomic<std::uint64_t> written_ = 0;  // bytes
 };

@@ -44,7 +44,7 @@ enum class Contents : std::uint8_t {
 
 /// What is to be pulled.
 struct Description {
-  std::string source;  // its URI
+  std::string source;  // its URI; of changes also the state that they lead to
   std::uint64_t disk_size = 0;
   Contents contents = Contents::whole_disk;
   const image::ExtentMap* map = nullptr;

@@ -100,6 +100,14 @@ TEST_F(Direct, ToAnNbdServer) {
   expect_equal(disk_.full_raw(), "raw");
 }
 
+TEST_F(Direct, ToAnNbdServerForOneClient) {
+  {
+    const NbdServer to = NbdServer::qemu_nbd({"--shared=1", "-f", "raw", disk_.full_raw()});
+    pulled({uri("?bitmap=b0"), to.uri(), "--timeout", "10"});
+  }
+  expect_equal(disk_.full_raw(), "raw");
+}
+
 TEST_F(Direct, WhatAnOverlayHolds) {
   qemu_img({"create", "-f", "qcow2", "-b", disk_.image(), "-F", "qcow2", disk_ / "over.qcow2"});
   qemu_io(disk_ / "over.qcow2", "qcow2", {"write -q -P 7 1M 100k", "write -q -z 2M 64k"});

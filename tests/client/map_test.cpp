@@ -1,6 +1,8 @@
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include <chrono>
+#include <filesystem>
 #include <string>
 #include <vector>
 
@@ -59,6 +61,25 @@ TEST(Map, RoundTripsDoNotAddUp) {
   const auto start = std::chrono::steady_clock::now();
   EXPECT_EQ(our_map({server.uri()}).size(), 1U);  // 64 regions: 3.2 s one after the other
   EXPECT_LT(std::chrono::steady_clock::now() - start, std::chrono::milliseconds(1500));
+}
+
+TEST(Map, ErrorBeforeTheEndOfItsTextIsOne) {
+  const TempFolder folder;
+  const NbdServer server =
+      NbdServer::nbdkit("sparse-random", {"64M", "percent=50", "runlength=32768"});
+  const std::string text = folder / "map.txt";
+  const auto map_with = [&](const char* fault) {
+    const std::string command = fmt::format(
+        "exec env ASAN_OPTIONS=detect_leaks=0 strace -qq -o /dev/null -P '{0}' -e {1} \"$@\" "
+        ">'{0}'",
+        text, fault);  // leaks are not looked for in traced processes
+    return run({"sh", "-c", command, "sh", nbdelta_command({})[0], "map", server.uri()});
+  };
+  EXPECT_EQ(map_with("trace=write").status, 0);
+  EXPECT_GT(std::filesystem::file_size(text), 3 * 4096U);
+  const Outcome outcome = map_with("inject=write:error=EIO:when=1");
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("Input/output error"), std::string::npos) << outcome.err;
 }
 
 TEST(Map, ErrorsAreForPeople) {

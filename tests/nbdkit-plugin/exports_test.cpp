@@ -15,6 +15,13 @@ namespace json = boost::json;
 
 using Exports = PluginTest;
 
+/// Of a description, which ends with that.
+std::string without_state(std::string description) {
+  const std::size_t state = description.rfind("; state ");
+  EXPECT_EQ(state + std::size("; state ") - 1 + 16, description.size()) << description;
+  return description.substr(0, state);
+}
+
 /// name -> description, from what the server lists.
 std::map<std::string, std::string> listed(const NbdServer& server) {
   std::map<std::string, std::string> exports;
@@ -23,7 +30,8 @@ std::map<std::string, std::string> listed(const NbdServer& server) {
     const json::object& facts = each.as_object();
     const auto description = facts.find("description");
     exports[std::string(facts.at("export-name").as_string())] =
-        description == facts.end() ? "" : std::string(description->value().as_string());
+        description == facts.end() ? ""
+                                   : without_state(std::string(description->value().as_string()));
   }
   return exports;
 }
@@ -49,8 +57,42 @@ TEST_F(Exports, AreListedWithDescriptions) {
     EXPECT_EQ(facts.at("is_read_only"), json::value(true)) << name;
     EXPECT_EQ(facts.at("can_multi_conn"), json::value(true)) << name;
     EXPECT_EQ(facts.at("export-size"), json::value(4 * kMiB)) << name;
-    EXPECT_EQ(facts.at("description").as_string(), description) << name;
+    EXPECT_EQ(without_state(std::string(facts.at("description").as_string())), description) << name;
   }
+}
+
+/// So that a client that comes back knows whether it may go on.
+TEST_F(Exports, StateIsThatOfAllFilesAndOfTheMap) {
+  const std::string base = folder / "base.raw";
+  const std::string map = folder / "map.json";
+  create_image(base, "raw", 4 * kMiB);
+  create_overlay(disk, base, "raw");
+  write_file(map, R"([{"offset":0,"length":4194304,"type":1}])");
+  const auto states = [&] {
+    const NbdServer server =
+        NbdServer::delta({disk, "backing=" + folder.path(), "map=" + map, "packed=on"});
+    std::vector<std::string> found;
+    for (const char* name : {"", "layer", "packed:layer", "dirty"}) {
+      const json::value info = json::parse(run_ok({"nbdinfo", "--json", server.uri(name)}));
+      const std::string text(info.at("exports").at(0).at("description").as_string());
+      found.push_back(text.substr(text.rfind(' ')));
+    }
+    EXPECT_EQ(found[0], found[1]);
+    EXPECT_EQ(found[1], found[2]);
+    EXPECT_NE(found[0], found[3]);
+    return found;
+  };
+  const auto first = states();
+  EXPECT_EQ(states(), first);
+  qemu_io(base, "raw", {"write -q -P 7 0 64k"});
+  const auto second = states();
+  EXPECT_NE(second[0], first[0]);
+  write_file(map, R"([{"offset":0,"length":4194304,"type":0}])");
+  const auto third = states();
+  EXPECT_EQ(third[0], second[0]);
+  EXPECT_NE(third[3], second[3]);
+  qemu_io(disk, "qcow2", {"write -q -P 7 0 64k"});
+  EXPECT_NE(states()[0], third[0]);
 }
 
 TEST_F(Exports, SayWhatChanged) {
