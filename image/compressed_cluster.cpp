@@ -36,6 +36,12 @@ struct FreeContext {
 bool zstd_cluster(std::span<const std::byte> compressed, std::span<std::byte> cluster) {
   // To make one takes as long as to decompress with it.
   thread_local const std::unique_ptr<ZSTD_DCtx, FreeContext> context(ZSTD_createDCtx());
+  // Mostly it is one frame. As a whole that needs no window of its own, which is a copy less.
+  const std::size_t frame = ZSTD_findFrameCompressedSize(compressed.data(), compressed.size());
+  if (context != nullptr && ZSTD_isError(frame) == 0 &&
+      ZSTD_decompressDCtx(context.get(), cluster.data(), cluster.size(), compressed.data(),
+                          frame) == cluster.size())
+    return true;
   if (context != nullptr) {
     ZSTD_DCtx_reset(context.get(), ZSTD_reset_session_only);
     ZSTD_DCtx_setParameter(context.get(), ZSTD_d_windowLogMax, kZstdWindowLog);

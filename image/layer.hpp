@@ -36,7 +36,11 @@ struct Run {
 /// What somebody who goes through an image from its start to its end saw of its tables last.
 struct LayerWalk {
   MetadataWindow outer;  // of qcow2's L1 table
-  MetadataWindow inner;  // of its L2 tables
+  MetadataWindow inner;  // of its L2 tables: of the one at
+  std::uint64_t l2_table = 0;
+  std::uint64_t begin = 0;  // these entries, for bytes [begin, end) of the disk
+  std::uint64_t end = 0;
+  MetadataReader::Entries entries;
 };
 
 /// One image file of a backing chain. Constant after it was opened; every function is safe to call

@@ -45,6 +45,13 @@ class MetadataReader {
     std::uint64_t operator[](std::size_t i) const {
       return *reinterpret_cast<const be64*>(bytes_ + i * sizeof(be64));
     }
+    /// Without the first `count`, which must be fewer.
+    Entries without(std::size_t count) const {
+      Entries rest;
+      rest.bytes_ = bytes_ + count * sizeof(be64);
+      rest.count_ = count_ - count;
+      return rest;
+    }
 
    private:
     friend class MetadataReader;

@@ -75,9 +75,23 @@ Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit) const {
 }
 
 Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& walk) const {
-  return run_at(offset, limit, [&](MetadataWindow LayerWalk::*window, auto... place) {
-    return metadata_.entries(place..., walk.*window);
-  });
+  const std::size_t words = header_.l2_entry_size() / sizeof(be64);
+  if (offset >= walk.begin && offset < walk.end) {
+    const std::uint64_t skipped = (offset - walk.begin) >> header_.cluster_bits;
+    return run_in_l2(walk.l2_table, walk.entries.without(skipped * words), offset, limit);
+  }
+  walk.end = walk.begin;  // the window moves
+  return run_at(offset, limit,
+                [&](MetadataWindow LayerWalk::*window, std::uint64_t at, auto... of) {
+                  const auto entries = metadata_.entries(at, of..., walk.*window);
+                  if (window == &LayerWalk::inner) {
+                    walk.entries = entries;
+                    walk.l2_table = round_down(at, header_.cluster_size());
+                    walk.begin = round_down(offset, header_.cluster_size());
+                    walk.end = walk.begin + entries.size() / words * header_.cluster_size();
+                  }
+                  return entries;
+                });
 }
 
 template <class Entries>
@@ -214,14 +228,20 @@ void Qcow2Layer::read(std::span<std::byte> out, std::uint64_t offset, const Run&
     return;
   }
   const CompressedCluster place(raw(run.host_offset), header_.cluster_bits);
+  if (out.size() == header_.cluster_size()) {  // nothing of it is left for another read
+    decompress(place, offset, out);
+    return;
+  }
   const auto cluster =
-      decompressed_.get({.source = source_, .offset = place.offset},
-                        [&](BlockCache::Bytes& fresh) { decompress(place, offset, fresh); });
+      decompressed_.get({.source = source_, .offset = place.offset}, [&](BlockCache::Bytes& fresh) {
+        fresh.resize(header_.cluster_size());
+        decompress(place, offset, fresh);
+      });
   std::memcpy(out.data(), cluster->data() + offset_in_cluster(offset), out.size());
 }
 
 void Qcow2Layer::decompress(const CompressedCluster& place, std::uint64_t guest,
-                            BlockCache::Bytes& cluster) const {
+                            std::span<std::byte> cluster) const {
   if (header_.external_data)
     fail(EIO, "{}: guest offset {:#x}: a compressed cluster in an image with an external data file",
          name(), guest);
@@ -233,9 +253,11 @@ void Qcow2Layer::decompress(const CompressedCluster& place, std::uint64_t guest,
   if (const auto* region = header_.region_at(place.offset, 1))
     fail(EIO, "{}: L2 table of guest offset {:#x}: the compressed cluster at {:#x} overlaps {}",
          name(), guest, place.offset, region->what);
-  BlockCache::Bytes compressed(place.length);
-  compressed.resize(data_.read_up_to(compressed, HostOffset{place.offset}));
-  cluster.resize(header_.cluster_size());
+  thread_local std::vector<std::byte> buffer;
+  if (buffer.size() < place.length)
+    buffer.resize(place.length);
+  auto compressed = std::span(buffer).first(place.length);
+  compressed = compressed.first(data_.read_up_to(compressed, HostOffset{place.offset}));
   if (!decompress_cluster(header_.compression, compressed, cluster))
     fail(EIO, "{}: guest offset {:#x}: the compressed cluster at {:#x} ({} bytes) is damaged",
          name(), guest, place.offset, compressed.size());

@@ -75,7 +75,7 @@ class Qcow2Layer final : public Layer {
                            std::uint64_t guest) const;
   void check_data_offset(std::uint64_t host, std::uint64_t guest) const;
   void decompress(const struct CompressedCluster& place, std::uint64_t guest,
-                  BlockCache::Bytes& cluster) const;
+                  std::span<std::byte> cluster) const;
 
   std::uint64_t offset_in_cluster(std::uint64_t guest) const {
     return guest & (header_.cluster_size() - 1);

@@ -8,6 +8,7 @@
 
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
+#include "image/qcow2_layer.hpp"
 
 namespace nbdelta::image {
 namespace {
@@ -44,7 +45,7 @@ template <class Dirty>
 void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std::uint64_t length,
                 const ExtentSink& sink) {
   const std::uint64_t end = offset + length;
-  const bool is_raw = disk.qcow2() == nullptr;
+  const Qcow2Layer* const qcow2 = disk.qcow2();
   Disk::Walk walk = disk.new_walk();
   Extent known{.offset = offset, .length = 0, .state = State::data};  // the last answer
   Extent wanted;                                                      // what changed
@@ -64,10 +65,17 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
     if (extent.state == State::unchanged)
       return sink(extent);
     wanted = extent;
-    if (wanted.offset >= known.end() || pass_on())
-      if (wanted.length != 0)
-        disk.for_each_extent(wanted.offset, (is_raw ? end : wanted.end()) - wanted.offset, walk,
-                             take);
+    if ((wanted.offset < known.end() && !pass_on()) || wanted.length == 0)
+      return go_on;
+    if (qcow2 != nullptr) {  // mostly the image itself has it, in one piece
+      const Run run = qcow2->run_at(wanted.offset, wanted.length, walk[0]);
+      if (run.length == wanted.length && run.allocation != Allocation::unallocated) {
+        wanted.state = run.allocation == Allocation::zero ? State::zero : State::data;
+        return go_on = sink(wanted);
+      }
+    }
+    disk.for_each_extent(wanted.offset, (qcow2 == nullptr ? end : wanted.end()) - wanted.offset,
+                         walk, take);
     return go_on;
   });
 }
