@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "base/units.hpp"
+#include "client/backup/bitmap_parts.hpp"
 #include "client/backup/breaks.hpp"
 
 namespace nbdelta::client::backup {
@@ -50,6 +51,9 @@ std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Situation& s
                        const Options& options) {
   const std::string name = bitmap_name(last);
   const qapi::BitmapInfo* bitmap = find_bitmap(plan.disk, name);
+  const std::vector<std::string>& gaps = situation.gaps;
+  if (std::find(gaps.begin(), gaps.end(), plan.disk.name) != gaps.end())
+    return fmt::format("its bitmap {} was disabled and has a gap", name);
   if (bitmap == nullptr)
     return fmt::format(
         "its bitmap {} is missing{}", name,
@@ -60,7 +64,10 @@ std::string use_bitmap(DiskPlan& plan, const SessionId& last, const Situation& s
     return fmt::format("its bitmap {} is inconsistent (QEMU did not end well)", name);
   if (bitmap->busy)
     return fmt::format("its bitmap {} is in use by somebody else", name);
-  if (!bitmap->recording && !broken("inconsistent-bitmap-used"))
+  // Below an overlay that a session left in place it may be so, see absorb().
+  const bool goes_on =
+      plan.disk.overlays.empty() ? bitmap->recording : is_complete(*bitmap, plan.disk.bitmaps);
+  if (!goes_on && !broken("inconsistent-bitmap-used"))
     return fmt::format("its bitmap {} is disabled", name);
   const bool in_image = plan.disk.overlays.empty() && bitmap->persistent;
   if (!in_image && !options.qmp.starts_with('/'))

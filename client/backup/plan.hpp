@@ -46,6 +46,7 @@ struct Situation {
   std::string new_chain;             // where there is no restore point yet
   bool session_is_open = false;      // an earlier one, whose overlay is kept
   bool exports_abort_qemu = false;   // its NBD server must not be used
+  std::vector<std::string> gaps;     // disks whose bitmap was removed for that
   /// Whether the last restore point's file of a disk is still there.
   std::function<bool(const repository::DiskEntry&)> file_exists;
 };

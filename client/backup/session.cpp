@@ -1,6 +1,7 @@
 #include "client/backup/session.hpp"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include <exception>
 #include <set>
@@ -26,6 +27,18 @@ constexpr const char* kNeeded[] = {"blockdev-add",     "blockdev-del",
                                    "block-export-add", "query-block-exports",
                                    "query-jobs",       "block-set-write-threshold",
                                    "blockdev-reopen"};
+
+/// For the message about a session that failed.
+std::string outcome_of(const Settled& settled) {
+  if (settled.overlay_kept)
+    return "an overlay stays in place; the next backup or 'nbdelta recover' goes on with it";
+  if (!settled.gaps.empty())
+    return fmt::format(
+        "the guest runs as before; the next backup is a full of {}, whose bitmap was disabled and "
+        "has a gap",
+        fmt::join(settled.gaps, ", "));
+  return "the guest runs as before, and the next backup has what this one would have had";
+}
 
 std::string version_text(const qapi::Greeting& greeting) {
   return fmt::format("{}.{}.{}", greeting.major, greeting.minor, greeting.micro);
@@ -129,6 +142,7 @@ asio::awaitable<void> Session::settle_leftover() {
     reporter_->say(done);
   if (!settled.problems.empty())
     fail(EBUSY, "{}", settled.problems.front());
+  gaps_ = settled.gaps;
   journal_.reset();
 }
 
@@ -183,6 +197,7 @@ asio::awaitable<Plan> Session::make_plan_now() {
   situation.highest_number = points.highest_number();
   const std::string open_chain = journal_ ? journal_->chain : open_chain_;
   situation.session_is_open = !open_chain.empty();
+  situation.gaps = gaps_;
   situation.new_chain = open_chain.empty() ? chain_name(environment_->random()) : open_chain;
   if (qmp_->major() < 9) {
     // nbd_blockdev_client_closed() asserts that it runs in the main thread.
@@ -266,9 +281,7 @@ asio::awaitable<std::string> Session::settle_after_failure() {
       const Settled settled = co_await settle();
       if (!settled.problems.empty())
         co_return settled.problems.front();
-      co_return settled.overlay_kept
-          ? "an overlay stays in place; the next backup or 'nbdelta recover' goes on with it"
-          : "the guest runs as before, and the next backup has what this one would have had";
+      co_return outcome_of(settled);
     } catch (const Error& error) {
       if (attempt != 0)
         co_return fmt::format(

@@ -127,7 +127,8 @@ class Session {
   std::unique_ptr<qmp::Client> qmp_;
   std::unique_ptr<Lock> lock_;
   std::optional<Journal> journal_;
-  std::string open_chain_;  // of an earlier session, whose overlay is kept; empty: none is
+  std::string open_chain_;         // of an earlier session, whose overlay is kept; empty: none is
+  std::vector<std::string> gaps_;  // see Situation
   Plan plan_;
   std::string previous_point_;  // the folder of the latest restore point
   std::vector<Disk> disks_;

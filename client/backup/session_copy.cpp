@@ -9,6 +9,7 @@
 
 #include "base/percent.hpp"
 #include "base/units.hpp"
+#include "client/backup/bitmap_parts.hpp"
 #include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
 #include "client/backup/overlay_files.hpp"
@@ -73,13 +74,11 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     co_return;
   // The base does not change now, so these need not be one step.
   const std::string map = bitmap_name(plan_.id) + "-map";
-  std::vector<std::string> parts;
-  for (const qapi::BitmapInfo& bitmap : guest.bitmaps) {
-    const auto session = session_of(bitmap.name);
-    if (session && session->chain == plan_.id.chain &&
-        session->number >= session_of(disk.plan.bitmap)->number)
-      parts.push_back(bitmap.name);
-  }
+  std::vector<std::string> parts{disk.plan.bitmap};
+  for (const qapi::BitmapInfo& bitmap : guest.bitmaps)
+    if (bitmap.name == disk.plan.bitmap)
+      for (std::string& later : later_parts(bitmap, guest.bitmaps))
+        parts.push_back(std::move(later));
   const qapi::BlockDirtyBitmapAdd block_dirty_bitmap_add{.node = guest.base_node,
                                                          .name = map,
                                                          .granularity = std::nullopt,

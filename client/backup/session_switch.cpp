@@ -149,22 +149,21 @@ std::vector<qapi::TransactionAction> Session::switch_actions() const {
   for (const Disk& disk : disks_)
     actions.push_back(TransactionAction::of(qapi::BlockdevSnapshot{
         .node = disk.plan.disk.top, .overlay = overlay_node_name(plan_.id, disk.index)}));
+  // By overlay, the last bitmap goes on: nothing writes to the base but the commit of the overlay,
+  // should the session fail.
   for (const Disk& disk : disks_) {
     const GuestDisk& guest = disk.plan.disk;
-    if (guest.overlays.empty() && options_->tracking == Tracking::bitmap) {
-      if (!disk.plan.bitmap.empty())
-        actions.push_back(TransactionAction::of(
-            qapi::BlockDirtyBitmapDisable{.node = guest.base_node, .name = disk.plan.bitmap}));
-      actions.push_back(
-          TransactionAction::of(qapi::BlockDirtyBitmapAdd{.node = guest.base_node,
-                                                          .name = name,
-                                                          .granularity = std::nullopt,
-                                                          .persistent = guest.can_keep_bitmaps,
-                                                          .disabled = std::nullopt}));
-    } else if (!disk.plan.bitmap.empty() && guest.overlays.empty()) {
+    if (!guest.overlays.empty() || options_->tracking == Tracking::overlay)
+      continue;
+    if (!disk.plan.bitmap.empty())
       actions.push_back(TransactionAction::of(
           qapi::BlockDirtyBitmapDisable{.node = guest.base_node, .name = disk.plan.bitmap}));
-    }
+    actions.push_back(
+        TransactionAction::of(qapi::BlockDirtyBitmapAdd{.node = guest.base_node,
+                                                        .name = name,
+                                                        .granularity = std::nullopt,
+                                                        .persistent = guest.can_keep_bitmaps,
+                                                        .disabled = std::nullopt}));
   }
   return actions;
 }

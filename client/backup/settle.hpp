@@ -17,6 +17,7 @@ namespace nbdelta::client::backup {
 struct Settled {
   std::vector<std::string> done;      // in the order it was done
   std::vector<std::string> problems;  // what is left, and what to do about it
+  std::vector<std::string> gaps;      // disks whose bitmap had a gap: the next backup is a full
   bool overlay_kept = false;          // a commit did not end: the next backup works with that
 };
 
@@ -65,7 +66,7 @@ class Settler {
   asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> settle_bitmaps(GuestDisk disk);
   asio::awaitable<void> put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
-                                 std::vector<qapi::BitmapInfo> later);
+                                 std::vector<std::string> later);
   asio::awaitable<void> merge_all(GuestDisk disk, std::vector<qapi::BitmapInfo> bitmaps);
   asio::awaitable<void> ensure_bitmap(GuestDisk disk, SessionId id);
   bool is_expendable(const std::string& local, const std::optional<Journal>& journal);

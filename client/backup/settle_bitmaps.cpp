@@ -6,30 +6,12 @@
 #include <tuple>
 #include <utility>
 
+#include "client/backup/bitmap_parts.hpp"
 #include "client/backup/breaks.hpp"
 #include "qapi/snapshot_commands.hpp"
 
 // What becomes of a disk's bitmaps.
 namespace nbdelta::client::backup {
-namespace {
-
-/// Whether `later` can be merged into `bitmap`.
-bool is_part(const qapi::BitmapInfo& bitmap, const qapi::BitmapInfo& later) {
-  return session_of(later.name)->chain == session_of(bitmap.name)->chain &&
-         !later.inconsistent.value_or(false);
-}
-
-/// A session's switch disables the last bitmap and starts the next one at the same instant; so
-/// together the two miss nothing. One that is disabled alone (by somebody else, or for a session by
-/// overlay that failed) has a gap.
-bool is_complete(const qapi::BitmapInfo& bitmap, const std::vector<qapi::BitmapInfo>& later) {
-  return bitmap.recording ||
-         std::any_of(later.begin(), later.end(), [&](const qapi::BitmapInfo& each) {
-           return is_part(bitmap, each) && each.recording;
-         });
-}
-
-}  // namespace
 
 /// The bitmap of a session whose restore point is durable, where the switch could not make it: all
 /// that it misses is in the overlay above the base, and will be in it when that is committed.
@@ -78,12 +60,14 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
            bitmap.name == bitmap_name({latest_->chain, latest_->number});
   });
   if (wanted != bitmaps.end() && !wanted->inconsistent.value_or(false)) {
-    const std::vector<qapi::BitmapInfo> later(wanted + 1, bitmaps.end());
-    if (is_complete(*wanted, later)) {
-      co_await put_back(disk, *wanted, later);
+    if (is_complete(*wanted, bitmaps)) {
+      co_await put_back(disk, *wanted, later_parts(*wanted, bitmaps));
     } else {
       settled_.done.push_back(fmt::format(
-          "{}: removed the bitmap {}: it was disabled and has a gap", disk.name, wanted->name));
+          "{}: removed the bitmap {}: it was disabled and has a gap; the next backup is "
+          "a full",
+          disk.name, wanted->name));
+      settled_.gaps.push_back(disk.name);
       wanted = bitmaps.end();
     }
   }
@@ -98,12 +82,8 @@ asio::awaitable<void> Settler::settle_bitmaps(GuestDisk disk) {
 
 /// Adds what later bitmaps have, and lets the bitmap record again.
 asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
-                                        std::vector<qapi::BitmapInfo> later) {
-  std::vector<std::string> names;
-  for (const qapi::BitmapInfo& each : later)
-    if (is_part(bitmap, each))
-      names.push_back(each.name);
-  if (names.empty())
+                                        std::vector<std::string> later) {
+  if (later.empty())
     co_return;
   // The guest writes meanwhile: what comes after the enabling is in both, and what was before is
   // merged.
@@ -114,7 +94,7 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
         qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
   if (!broken("dirty-bits-dropped"))
     transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
-        .node = disk.base_node, .target = bitmap.name, .bitmaps = names}));
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = later}));
   co_await qmp_->call(transaction);
   settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
                                       disk.name, bitmap.name));
@@ -132,7 +112,7 @@ asio::awaitable<void> Settler::merge_all(GuestDisk disk, std::vector<qapi::Bitma
     if (bitmap.recording || bitmap.inconsistent.value_or(false) || !next.recording ||
         session_of(next.name) != following)
       continue;
-    const std::vector<qapi::BitmapInfo> later(1, next);
+    const std::vector<std::string> later{next.name};
     co_await put_back(disk, bitmap, later);
     bitmap.recording = true;
   }

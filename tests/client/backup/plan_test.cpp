@@ -78,6 +78,7 @@ struct DiskRow {
   MapSource map;
   const char* reason = "";  // a part of it; empty: there is none
   const char* bitmap = "";
+  std::uint32_t number = 3;
 };
 
 class PlanOfOneDisk : public ::testing::TestWithParam<DiskRow> {};
@@ -99,7 +100,7 @@ TEST_P(PlanOfOneDisk, IsAsExpected) {
   EXPECT_EQ(reason.empty(), *row.reason == '\0') << reason;
   if (situation.latest) {
     EXPECT_EQ(plan.id.chain, kChain);
-    EXPECT_EQ(plan.id.number, 3U);
+    EXPECT_EQ(plan.id.number, row.number);
   }
 }
 
@@ -204,6 +205,37 @@ INSTANTIATE_TEST_SUITE_P(
               s.inventory.disks[0].overlays = {overlay(2)};
             },
             MapSource::absorbed, "", kLast},
+        DiskRow{"bitmap_that_went_on_in_one_of_a_session_that_failed",
+            [](auto& s, auto&) {
+              s.inventory.disks[0].overlays = {overlay(3)};
+              s.inventory.disks[0].bitmaps[0].recording = false;
+              s.inventory.disks[0].bitmaps.push_back(bitmap("nbdelta-0123abcd-0003"));
+              s.session_is_open = true;
+            },
+            MapSource::absorbed, "", kLast, 4},
+        DiskRow{"bitmap_that_went_on_in_one_that_is_inconsistent",
+            [](auto& s, auto&) {
+              s.inventory.disks[0].overlays = {overlay(3)};
+              s.inventory.disks[0].bitmaps[0].recording = false;
+              s.inventory.disks[0].bitmaps.push_back(bitmap("nbdelta-0123abcd-0003"));
+              s.inventory.disks[0].bitmaps[1].inconsistent = true;
+              s.session_is_open = true;
+            },
+            MapSource::none, "disabled", "", 4},
+        DiskRow{"bitmap_disabled_alone_below_an_overlay",
+            [](auto& s, auto&) {
+              s.inventory.disks[0].overlays = {overlay(2)};
+              s.inventory.disks[0].bitmaps[0].recording = false;
+              s.inventory.disks[0].bitmaps.push_back(bitmap("nbdelta-0123abcd-0001"));
+              s.inventory.disks[0].bitmaps.push_back(bitmap("nbdelta-77777777-0003"));
+            },
+            MapSource::none, "disabled"},
+        DiskRow{"bitmap_that_was_removed_for_its_gap",
+            [](auto& s, auto&) {
+              s.inventory.disks[0].bitmaps.clear();
+              s.gaps = {"vda"};
+            },
+            MapSource::none, "was disabled and has a gap"},
         DiskRow{"overlay_in_place_but_the_bitmap_is_gone",
             [](auto& s, auto&) {
               s.inventory.disks[0].overlays = {overlay(2)};
