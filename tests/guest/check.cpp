@@ -331,4 +331,12 @@ std::vector<std::string> check_file_system(const std::string& disk) {
   return problems;
 }
 
+std::vector<std::string> check_frozen_file_system(const std::string& disk) {
+  const Outcome check = run({"e2fsck", "-fn", disk});
+  // It says so of a journal that it would replay, and may find nothing else.
+  if (check.ok() && (check.out + check.err).find("journal recovery") == std::string::npos)
+    return {};
+  return {fmt::format("e2fsck -fn {}: {}{}", disk, check.out, check.err)};
+}
+
 }  // namespace nbdelta::testing

@@ -35,4 +35,7 @@ std::vector<std::string> check_nothing_lost(const std::vector<std::string>& disk
 /// crash may leave (`e2fsck -fp`, in the file), then looks for anything else (`e2fsck -fn`).
 std::vector<std::string> check_file_system(const std::string& disk);
 
+/// The same where the guest had it frozen: there is nothing to replay and nothing to repair.
+std::vector<std::string> check_frozen_file_system(const std::string& disk);
+
 }  // namespace nbdelta::testing

@@ -5,33 +5,57 @@
 #include <chrono>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <thread>
 
 #include "base/error.hpp"
 #include "tests/client/session/processes.hpp"
 
 namespace nbdelta::testing {
+namespace {
 
 using namespace std::chrono_literals;
+namespace fs = std::filesystem;
 
-HeldBackup::HeldBackup(const Points& points, const Command& more) {
-  // Every read takes a while: none has ended when the servers are stopped.
-  const std::string nbdkit = programs_ / "nbdkit";
-  std::ofstream(nbdkit) << "#!/bin/sh\nexec " << find_program("nbdkit")
-                        << " --filter=delay \"$@\" delay-read=700ms\n";
-  std::filesystem::permissions(nbdkit, std::filesystem::perms::owner_all);
-  Command words = points.command("backup", {"--quiesce", "no", "--json"});
-  words.insert(words.end(), more.begin(), more.end());
-  const std::string path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nobody sets it
-  ProcessOptions options;
-  options.environment = {"PATH=" + programs_.path() + ":" + path};
-  nbdelta_.emplace(words, options);
+void wait_for(Background& nbdelta, const std::string& what, const std::function<bool()>& there) {
   const auto deadline = std::chrono::steady_clock::now() + kDefaultTimeout;
-  while (points.phase() != "export") {
-    if (!nbdelta_->running() || std::chrono::steady_clock::now() > deadline)
-      fail(EIO, "the backup does not get to its pull: {}", nbdelta_->err());
+  while (!there()) {
+    if (!nbdelta.running() || std::chrono::steady_clock::now() > deadline)
+      fail(EIO, "the backup does not get to its {}: {}", what, nbdelta.err());
     std::this_thread::sleep_for(1ms);
   }
+}
+
+Outcome end_of(Background& nbdelta) {
+  const auto outcome = nbdelta.wait(kDefaultTimeout);
+  if (!outcome)
+    fail(ETIMEDOUT, "the backup does not end: {}", nbdelta.err());
+  return *outcome;
+}
+
+}  // namespace
+
+NbdkitInstead::NbdkitInstead(const std::string& script) {
+  const std::string path = folder_ / "nbdkit";
+  std::ofstream(path) << "#!/bin/sh\nnbdkit=" << find_program("nbdkit")
+                      << "\nfolder=" << folder_.path() << "\n"
+                      << script << "\n";
+  fs::permissions(path, fs::perms::owner_all);
+}
+
+ProcessOptions NbdkitInstead::options() const {
+  const std::string path = std::getenv("PATH");  // NOLINT(concurrency-mt-unsafe): nobody sets it
+  ProcessOptions options;
+  options.environment = {"PATH=" + folder_.path() + ":" + path};
+  return options;
+}
+
+// Every read takes a while: none has ended when the servers are stopped.
+HeldBackup::HeldBackup(const Points& points, const Command& more)
+    : nbdkit_(R"(exec "$nbdkit" --filter=delay "$@" delay-read=700ms)") {
+  const Command words = points.command("backup", {"--quiesce", "no", "--json"});
+  nbdelta_.emplace(joined(words, more), nbdkit_.options());
+  wait_for(*nbdelta_, "pull", [&] { return points.phase() == "export"; });
   held_ = children_of(nbdelta_->pid(), "nbdkit");
   if (held_.empty())
     fail(ESRCH, "the backup's pull has ended already");
@@ -51,10 +75,28 @@ void HeldBackup::resume() {
 
 Outcome HeldBackup::release() {
   resume();
-  const auto outcome = nbdelta_->wait(kDefaultTimeout);
-  if (!outcome)
-    fail(ETIMEDOUT, "the backup does not end: {}", nbdelta_->err());
-  return *outcome;
+  return end_of(*nbdelta_);
+}
+
+HeldExport::HeldExport(const Command& backup)
+    : nbdkit_(R"(: >"$folder/held"
+while [ -e "$folder" ] && [ ! -e "$folder/go" ]; do sleep 0.02; done
+exec "$nbdkit" "$@")"),
+      nbdelta_(backup, nbdkit_.options()) {
+  wait_for(nbdelta_, "exports", [&] { return fs::exists(nbdkit_.folder() + "/held"); });
+}
+
+HeldExport::~HeldExport() {
+  resume();
+}
+
+void HeldExport::resume() {
+  std::ofstream(nbdkit_.folder() + "/go").close();
+}
+
+Outcome HeldExport::release() {
+  resume();
+  return end_of(nbdelta_);
 }
 
 }  // namespace nbdelta::testing

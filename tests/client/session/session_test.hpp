@@ -21,6 +21,13 @@ using ::testing::HasSubstr;
 using ::testing::IsEmpty;
 using ::testing::Not;
 
+/// Of the session that is open.
+inline std::string journal_phase(const std::string& vm_folder) {
+  const std::string text = text_of_file(vm_folder + "/nbdelta-session.json");
+  return text.empty() ? "no journal"
+                      : std::string(boost::json::parse(text).at("phase").as_string());
+}
+
 /// A repository, and copies of what each disk held at each of its restore points.
 class Points {
  public:
@@ -82,11 +89,7 @@ class Points {
   }
 
   /// Of the session's journal.
-  std::string phase() const {
-    const std::string text = text_of_file(vm_folder() + "/nbdelta-session.json");
-    return text.empty() ? "no journal"
-                        : std::string(boost::json::parse(text).at("phase").as_string());
-  }
+  std::string phase() const { return journal_phase(vm_folder()); }
 
  private:
   Machine* machine_;
