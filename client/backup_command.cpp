@@ -111,7 +111,7 @@ int run_backup_command(const BackupOptions& options) {
   session_options.direct = options.direct;
   ConsoleReporter console(options.guest.quiet);
   return run_session(
-      options.guest.plugin,
+      options.guest,
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         backup::Session session(environment, session_options, console.reporter());
         if (options.dry_run) {

@@ -36,6 +36,20 @@ int print_settled(const backup::Settled& settled, const GuestOptions& options) {
   return settled.problems.empty() ? kDone : kFailed;
 }
 
+std::string_view result_of(const std::exception& error) {
+  return dynamic_cast<const backup::Refused*>(&error) != nullptr ? "refused" : "failed";
+}
+
+void print_failure(const GuestOptions& options, std::string_view result,
+                   const std::exception& error) {
+  if (!options.json)
+    return;
+  try {
+    print_stdout(pretty(qapi::json::object{{"result", result}, {"error", error.what()}}));
+  } catch (const Error&) {  // what is being said is worth more, and is on stderr
+  }
+}
+
 class ConsoleReporter::Display {
  public:
   explicit Display(bool quiet)

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <exception>
 #include <memory>
+#include <string_view>
 
 #include "client/backup/options.hpp"
 #include "client/backup/settle.hpp"
@@ -10,6 +12,14 @@ namespace nbdelta::client {
 
 /// What was put right, and what is left; returns the exit status.
 int print_settled(const backup::Settled& settled, const GuestOptions& options);
+
+/// "refused" or "failed".
+std::string_view result_of(const std::exception& error);
+
+/// Where the options ask for JSON: an object with this result and the message, so that stdout is
+/// never empty.
+void print_failure(const GuestOptions& options, std::string_view result,
+                   const std::exception& error);
 
 /// Lines on stderr, and a progress line for each disk.
 class ConsoleReporter {

@@ -69,7 +69,7 @@ int run_begin_command(const BeginOptions& options) {
   session_options.listen = interpret_listen(options);
   ConsoleReporter console(options.guest.quiet);
   return run_session(
-      options.guest.plugin,
+      options.guest,
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         Session session(environment, session_options, console.reporter());
         const std::vector<backup::Exported> exports = co_await session.begin();
@@ -105,7 +105,7 @@ int run_end_command(const EndOptions& options) {
   ConsoleReporter console(options.guest.quiet);
   int status = kDone;
   const int interrupted = run_session(
-      options.guest.plugin,
+      options.guest,
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         Session session(environment, session_options, console.reporter());
         const backup::Settled settled = co_await session.end(

@@ -81,6 +81,7 @@ backup::Settled recover_images(const RecoverOptions& options) {
   backup::Settled settled;
   for (const std::string& image : options.offline) {
     try {
+      files.check_readable(image);  // nothing lies over a name that is mistyped
       append(settled, backup::recover_offline(*environment, image, journal, session.overlay_dir));
     } catch (const Error& error) {
       if (options.offline.size() == 1)
@@ -95,18 +96,29 @@ backup::Settled recover_images(const RecoverOptions& options) {
   return settled;
 }
 
+backup::Settled recover_images_or_say(const RecoverOptions& options) {
+  try {
+    return recover_images(options);
+  } catch (const target::UsageError&) {
+    throw;
+  } catch (const std::exception& error) {
+    print_failure(options.guest, result_of(error), error);
+    throw;
+  }
+}
+
 int run_recover_command(const RecoverOptions& options) {
   if (options.offline.empty() == options.guest.qmp.empty())
     throw target::UsageError(EINVAL,
                              "say --qmp ADDRESS (the guest runs) or --offline DISK (it "
                              "does not)");
   if (!options.offline.empty())
-    return print_settled(recover_images(options), options.guest);
+    return print_settled(recover_images_or_say(options), options.guest);
   const backup::Options session_options = options.guest.interpret();
   ConsoleReporter console(options.guest.quiet);
   int status = kDone;
   const int interrupted = run_session(
-      options.guest.plugin,
+      options.guest,
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         backup::Session session(environment, session_options, console.reporter());
         const backup::Settled settled = co_await session.recover();

@@ -9,6 +9,7 @@
 #include <stop_token>
 
 #include "client/backup/real/environment.hpp"
+#include "client/console.hpp"
 #include "client/say.hpp"
 
 namespace nbdelta::client {
@@ -18,14 +19,15 @@ constexpr std::chrono::milliseconds kTick{200};
 
 }  // namespace
 
-int run_session(const std::string& plugin,
+int run_session(const GuestOptions& options,
                 const std::function<asio::awaitable<void>(backup::Environment& environment)>& job,
                 const std::function<void()>& tick) {
   asio::io_context loop;
   std::stop_source stop;
   const auto environment = backup::real_environment(
       loop,
-      {.plugin = plugin.empty() ? backup::default_plugin() : plugin, .pull = pull::Settings()},
+      {.plugin = options.plugin.empty() ? backup::default_plugin() : options.plugin,
+       .pull = pull::Settings()},
       stop.get_token());
   int received = 0;
   asio::signal_set signals(loop, SIGINT, SIGTERM);
@@ -60,11 +62,12 @@ int run_session(const std::string& plugin,
   loop.run();
   if (!failure)
     return 0;
-  if (received == 0)
-    std::rethrow_exception(failure);
   try {
     std::rethrow_exception(failure);
   } catch (const std::exception& error) {
+    print_failure(options, received == 0 ? result_of(error) : "interrupted", error);
+    if (received == 0)
+      throw;
     say("nbdelta: {}\n", error.what());
   }
   return 128 + received;

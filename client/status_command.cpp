@@ -150,7 +150,7 @@ int run_status_command(const GuestOptions& options) {
     throw target::UsageError(EINVAL, "say --qmp ADDRESS");
   const backup::Options session_options = options.interpret();
   return run_session(
-      options.plugin,
+      options,
       [&](backup::Environment& environment) -> asio::awaitable<void> {
         qmp::Client qmp(co_await environment.connect_qmp(session_options.qmp), environment.clock());
         co_await qmp.open();
