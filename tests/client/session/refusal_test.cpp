@@ -82,6 +82,33 @@ TEST_F(Refusal, BitmapsThatCannotBeUsed) {
   points_.check();
 }
 
+/// QEMU marks a bitmap that it records in as in use; one that is found so at its next start misses
+/// writes.
+TEST(InconsistentBitmap, TheNextBackupIsAFullAndSaysSo) {
+  Machine machine({{.name = "vda"}, {.name = "vdb"}});
+  Points points(machine);
+  points.backup();
+  machine.write(machine.disks()[0], "write -P 1 0 1M");
+  machine.kill();
+  machine.start();
+  EXPECT_THAT(run_ok(points.command("status")), HasSubstr(", inconsistent"));
+  const Outcome refused = run(points.command("backup", {"--require-incremental"}));
+  EXPECT_EQ(refused.status, 3);
+  EXPECT_THAT(refused.err, HasSubstr("vda: an incremental cannot be made: its bitmap nbdelta-"));
+  EXPECT_THAT(refused.err, HasSubstr("is inconsistent (QEMU did not end well)"));
+
+  const Outcome full = run(points.command("backup", {"--quiesce", "no"}));
+  EXPECT_EQ(full.status, 0) << full.err;
+  points.remember("0002-full");
+  for (const char* disk : {"vda", "vdb"})
+    EXPECT_THAT(full.err, HasSubstr(fmt::format("{}: a full backup, because its bitmap", disk)));
+  machine.write(machine.disks()[1], "write -P 2 1M 1M");
+  const auto next = points.backup({"--require-incremental"});
+  EXPECT_EQ(type_of(next, 0), "incremental");
+  EXPECT_EQ(type_of(next, 1), "incremental");
+  points.check();
+}
+
 TEST_F(Refusal, ImageThatIsNotWherePathSays) {
   expect_refused(points_.command("backup", {"--path", machine_.folder() + "=/nowhere"}), 3,
                  "--path QEMU=LOCAL says where it is on this machine");

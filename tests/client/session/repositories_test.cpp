@@ -5,7 +5,9 @@
 #include <chrono>
 #include <thread>
 
+#include "tests/client/session/held_backup.hpp"
 #include "tests/client/session/session_test.hpp"
+#include "tests/client/session/watched.hpp"
 
 /// Two repositories with backups of one guest: neither knows of the other.
 namespace nbdelta::testing {
@@ -142,6 +144,84 @@ TEST_F(TwoRepositories, TrackingByOverlayIsForOneAlone) {
   EXPECT_EQ(machine_.leftovers(), before);
   machine_.write_at_random(random_, 10);
   EXPECT_EQ(type_of(a_.backup({"--tracking", "overlay"})), "incremental");
+  a_.check();
+}
+
+/// Both at the same time, on a guest with two QMP servers.
+class TwoAtOnce : public ::testing::Test {
+ protected:
+  std::vector<std::string> leftovers_of(const Points& points) {
+    const json::value journal =
+        json::parse(text_of_file(points.vm_folder() + "/nbdelta-session.json"));
+    const std::string chain(journal.at("chain").as_string());
+    std::vector<std::string> found;
+    for (const std::string& each : machine_.leftovers())
+      if (each.find(chain) != std::string::npos)
+        found.push_back(each);
+    return found;
+  }
+
+  void expect_both_go_on() {
+    machine_.write_at_random(random_, 10);
+    for (Points* points : {&a_, &b_}) {
+      points->backup();
+      points->check();
+    }
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  }
+
+  const TempFolder sockets_;
+  Random random_ = Random::from_environment();
+  Machine machine_{{{.name = "vda"}, {.name = "vdb", .format = "raw"}},
+                   {"-qmp", "unix:" + (sockets_ / "second") + ",server=on,wait=off"}};
+  Points a_{machine_, "a"};
+  Points b_{machine_, "b"};
+};
+
+TEST_F(TwoAtOnce, TheSecondIsRefusedWhileTheFirstHoldsTheGuest) {
+  machine_.write_at_random(random_, 10);
+  HeldBackup first(a_);
+  const auto before = machine_.leftovers();
+  // QEMU has one client at a time for each server.
+  const Outcome same_server = run(b_.command("backup"));
+  EXPECT_EQ(same_server.status, 1);
+  EXPECT_THAT(same_server.err, HasSubstr("another client may be connected"));
+  b_.connect_to(sockets_ / "second");
+  for (const char* name : {"backup", "begin"}) {
+    const Outcome other_server = run(b_.command(name));
+    EXPECT_EQ(other_server.status, 3);
+    EXPECT_THAT(other_server.err, HasSubstr("vda: an overlay of another backup is in place"));
+  }
+  EXPECT_EQ(run(b_.command("recover")).status, 0);
+  EXPECT_EQ(machine_.leftovers(), before);
+  const Outcome released = first.release();
+  EXPECT_EQ(released.status, 0) << released.err;
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  expect_both_go_on();
+}
+
+/// Neither saw the other when it made its plan.
+TEST_F(TwoAtOnce, TheOneThatSwitchesLaterFailsAndTouchesNothing) {
+  a_.backup();
+  machine_.write_at_random(random_, 10);
+  b_.connect_to(sockets_ / "second");
+  std::vector<std::string> of_b;
+  const Outcome late = watched(machine_, a_, "backup", {"--quiesce", "no"},
+                               [&](QmpTap&, const json::object& command) {
+                                 if (command.at("execute") != "transaction" || !of_b.empty())
+                                   return;
+                                 run_ok(b_.command("begin", {"--quiesce", "no"}));
+                                 machine_.write_at_random(random_, 10);
+                                 of_b = leftovers_of(b_);
+                               });
+  EXPECT_EQ(late.status, 1) << late.err;
+  EXPECT_FALSE(of_b.empty());
+  EXPECT_EQ(machine_.leftovers(), of_b) << late.err;
+  machine_.write_at_random(random_, 10);
+  run_ok(b_.command("end", {"--success"}));
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  machine_.write_at_random(random_, 10);
+  a_.backup();
   a_.check();
 }
 
