@@ -39,12 +39,14 @@ class Crash : public ::testing::TestWithParam<const char*> {
     const double share = static_cast<double>(random_.below(1000)) / 1000;
     const Milliseconds delay = session_ * (point + share) / kPoints;
     std::this_thread::sleep_for(delay);
+    nbdelta.signal(SIGSTOP);  // so that the phase is that of the crash
     phase_ = points_.phase();
     kill(nbdelta.pid());
+    nbdelta.signal(SIGCONT);
     const auto outcome = nbdelta.wait(kDefaultTimeout);
     if (!outcome)
       throw std::runtime_error("nbdelta does not end");
-    std::cout << fmt::format("  {:6.1f} ms  {:<10}", delay.count(), phase_);
+    std::cout << fmt::format("  {:6.1f} ms  {:<11}", delay.count(), phase_);
     return *outcome;
   }
 
@@ -80,6 +82,22 @@ class Crash : public ::testing::TestWithParam<const char*> {
       EXPECT_EQ(disk.at("type").as_string(), "incremental") << disk;
     expect_clean();
     seen_.insert(std::string(last_.at("point").as_string()));
+  }
+
+  /// A qcow2 image's bitmap is sound where an overlay lay over it; a raw image's died with QEMU.
+  void expect_types_after_qemu_died() const {
+    if (std::string(GetParam()) == "overlay") {
+      EXPECT_EQ(type_of(last_, 0), "incremental") << last_;
+      EXPECT_EQ(type_of(last_, 1), "incremental") << last_;
+      return;
+    }
+    EXPECT_EQ(type_of(last_, 1), "full") << last_;
+    if (phase_ == "export") {
+      EXPECT_EQ(type_of(last_, 0), "incremental") << last_;
+    } else if (type_of(last_, 0) == "full") {
+      EXPECT_THAT(std::string(last_.at("disks").at(0).at("reason").as_string()),
+                  ::testing::AnyOf(HasSubstr("is inconsistent"), HasSubstr("is missing")));
+    }
   }
 
   Random random_ = Random::from_environment();
@@ -254,10 +272,7 @@ TEST_P(Crash, OfQemu) {
     backup();
     expect_clean();
     seen_.insert(std::string(last_.at("point").as_string()));
-    if (std::string(GetParam()) == "bitmap")
-      continue;
-    for (const json::value& disk : last_.at("disks").as_array())
-      EXPECT_EQ(disk.at("type").as_string(), "incremental") << disk;
+    expect_types_after_qemu_died();
   }
   points_.check();
 }
