@@ -4,6 +4,7 @@
 #include <atomic>
 #include <chrono>
 #include <mutex>
+#include <regex>
 #include <thread>
 #include <utility>
 
@@ -47,53 +48,72 @@ std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail deta
 
 namespace {
 
-bool fails(const Schedule& schedule) {
-  return explore(schedule).violation.has_value();
-}
+/// Takes what is left away from a schedule one by one, where its violation stays.
+class Shrinker {
+ public:
+  Shrinker(Schedule schedule, std::string kind)
+      : schedule_(std::move(schedule)), kind_(std::move(kind)) {}
 
-/// Takes `smaller` where that fails too.
-bool adopt(Schedule& schedule, Schedule smaller) {
-  if (!fails(smaller))
+  Schedule shrink() {
+    while (shrink_once()) {
+    }
+    return std::move(schedule_);
+  }
+
+ private:
+  bool shrink_once() {
+    for (std::size_t i = 0; i < schedule_.sessions.size(); ++i)
+      if (shrink_session(i))
+        return true;
+    for (std::size_t i = 0; schedule_.disks.size() > 1 && i < schedule_.disks.size(); ++i)
+      if (try_without([i](Schedule& smaller) { erase_at(smaller.disks, i); }))
+        return true;
     return false;
-  schedule = std::move(smaller);
-  return true;
-}
+  }
 
-bool shrink_once(Schedule& schedule) {
-  for (std::size_t i = 0; i < schedule.sessions.size(); ++i) {
-    Schedule smaller = schedule;
-    smaller.sessions.erase(smaller.sessions.begin() + static_cast<std::ptrdiff_t>(i));
-    if (!smaller.sessions.empty() && adopt(schedule, std::move(smaller)))
+  bool shrink_session(std::size_t i) {
+    if (schedule_.sessions.size() > 1 &&
+        try_without([i](Schedule& smaller) { erase_at(smaller.sessions, i); }))
       return true;
-    for (std::size_t k = 0; k < schedule.sessions[i].faults.size(); ++k) {
-      smaller = schedule;
-      auto& faults = smaller.sessions[i].faults;
-      faults.erase(faults.begin() + static_cast<std::ptrdiff_t>(k));
-      if (adopt(schedule, std::move(smaller)))
+    for (std::size_t k = 0; k < schedule_.sessions[i].faults.size(); ++k)
+      if (try_without([i, k](Schedule& smaller) { erase_at(smaller.sessions[i].faults, k); }))
         return true;
-    }
-    if (schedule.sessions[i].writes_before != 0) {
-      smaller = schedule;
-      smaller.sessions[i].writes_before = 0;
-      if (adopt(schedule, std::move(smaller)))
-        return true;
-    }
+    return schedule_.sessions[i].writes_before != 0 &&
+           try_without([i](Schedule& smaller) { smaller.sessions[i].writes_before = 0; });
   }
-  for (std::size_t i = 0; schedule.disks.size() > 1 && i < schedule.disks.size(); ++i) {
-    Schedule smaller = schedule;
-    smaller.disks.erase(smaller.disks.begin() + static_cast<std::ptrdiff_t>(i));
-    if (adopt(schedule, std::move(smaller)))
-      return true;
+
+  template <class T>
+  static void erase_at(std::vector<T>& all, std::size_t i) {
+    all.erase(all.begin() + static_cast<std::ptrdiff_t>(i));
   }
-  return false;
-}
+
+  template <class Change>
+  bool try_without(const Change& change) {
+    Schedule smaller = schedule_;
+    change(smaller);
+    const Explored explored = explore(smaller);
+    if (!explored.violation || kind_of(*explored.violation) != kind_)
+      return false;
+    schedule_ = std::move(smaller);
+    return true;
+  }
+
+  Schedule schedule_;
+  std::string kind_;
+};
 
 }  // namespace
 
+std::string kind_of(const std::string& violation) {
+  static const std::regex kParticular(R"([A-Za-z0-9]*[0-9][A-Za-z0-9]*|\bvd[a-z]\b)");
+  return std::regex_replace(violation.substr(0, violation.find('\n')), kParticular, "#");
+}
+
 Schedule shrink(Schedule schedule) {
-  while (shrink_once(schedule)) {
-  }
-  return schedule;
+  const Explored explored = explore(schedule);
+  if (!explored.violation)
+    return schedule;
+  return Shrinker(std::move(schedule), kind_of(*explored.violation)).shrink();
 }
 
 ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jobs,

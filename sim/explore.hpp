@@ -27,7 +27,12 @@ Explored explore(const Schedule& schedule, bool keep_log = false);
 /// The sessions of a seed, up to a violation.
 std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail detail);
 
-/// Leaves away what a violation does not need.
+/// What a violation is one of: its first line, where each word with a digit and each disk's name is
+/// '#'.
+std::string kind_of(const std::string& violation);
+
+/// Leaves away what a violation does not need: what remains has one of the same kind. A schedule
+/// with none stays as it is.
 Schedule shrink(Schedule schedule);
 
 struct ExploreResult {

@@ -85,6 +85,27 @@ TEST(Breaks, ExploreFindsEach) {
   }
 }
 
+/// Where only something has to be left away for another violation to be met first.
+TEST(Breaks, WhatIsMadeSmallerShowsTheSameViolation) {
+  const struct {
+    std::string_view mistake;
+    std::uint64_t seed;
+  } kCases[] = {{"commit-while-served", 1}, {"finalized-without-mark", 26}};
+  for (const auto& [mistake, seed] : kCases) {
+    SCOPED_TRACE(mistake);
+    made_now = mistake;
+    const sim::Schedule whole = sim::Schedule::of_seed(seed);
+    const sim::Schedule small = sim::shrink(whole);
+    const sim::Explored before = sim::explore(whole);
+    const sim::Explored after = sim::explore(small);
+    made_now = {};
+    ASSERT_TRUE(before.violation);
+    ASSERT_TRUE(after.violation);
+    EXPECT_EQ(sim::kind_of(*after.violation), sim::kind_of(*before.violation));
+    EXPECT_LT(small.sessions.size(), whole.sessions.size());
+  }
+}
+
 TEST(Breaks, WhatIsShippedHasNoneOfThem) {
   for (const char* program : {NBDELTA_CLIENT, NBDELTA_SIM}) {
     std::ifstream file(program, std::ios::binary);

@@ -49,5 +49,18 @@ TEST(Explore, ASeedAlwaysGoesTheSameWay) {
   }
 }
 
+TEST(Explore, AViolationHasAKind) {
+  EXPECT_EQ(sim::kind_of("a write is lost: vda holds 3 at granule 0, and 17 was written"),
+            sim::kind_of("a write is lost: vdb holds 0 at granule 12, and 4 was written"));
+  EXPECT_EQ(sim::kind_of("a node is left: nbdelta-0b3fa1-2-vda\nand more"),
+            "a node is left: nbdelta-#-#-#");
+  EXPECT_NE(sim::kind_of("a node is left: n1"), sim::kind_of("a job is left: n1"));
+}
+
+TEST(Explore, WhatShowsNothingWrongIsMadeNoSmaller) {
+  const sim::Schedule schedule = sim::Schedule::of_seed(3);
+  EXPECT_EQ(sim::shrink(schedule).text(), schedule.text());
+}
+
 }  // namespace
 }  // namespace nbdelta::testing
