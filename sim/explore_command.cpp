@@ -22,27 +22,32 @@ namespace {
 
 struct ExploreOptions {
   std::string seeds = "1..1000";
-  std::optional<std::uint64_t> seed;
+  std::optional<std::string> seed;  // else all of `seeds`
   unsigned jobs = 1;
   bool shrink = false;
   std::string record;  // a file; empty: none
 };
 
-std::uint64_t parse_seed(std::string_view text) {
+/// The last number is none, so that what counts seeds can count beyond the last one.
+constexpr std::uint64_t kLastSeed = UINT64_MAX - 1;
+
+std::uint64_t parse_seed(const char* option, std::string_view text) {
   std::uint64_t seed = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
-  if (error != std::errc() || end != text.data() + text.size())
-    fail(EINVAL, "--seeds: '{}' is no seed: expected A..B, two numbers from 0 to 2^64-1", text);
+  if (error != std::errc() || end != text.data() + text.size() || seed > kLastSeed)
+    fail(EINVAL, "{}: '{}' is no seed: expected a number from 0 to {}", option, text, kLastSeed);
   return seed;
 }
 
 std::pair<std::uint64_t, std::uint64_t> parse_seeds(const std::string& text) {
-  const std::size_t dots = text.find("..");
-  const std::uint64_t first = parse_seed(std::string_view(text).substr(0, dots));
+  constexpr const char* kOption = "--seeds";
+  const std::string_view view = text;
+  const std::size_t dots = view.find("..");
+  const std::uint64_t first = parse_seed(kOption, view.substr(0, dots));
   const std::uint64_t last =
-      dots == std::string::npos ? first : parse_seed(std::string_view(text).substr(dots + 2));
-  if (last < first || last == UINT64_MAX)
-    fail(EINVAL, "--seeds {}: ends before it begins", text);
+      dots == std::string_view::npos ? first : parse_seed(kOption, view.substr(dots + 2));
+  if (last < first)
+    fail(EINVAL, "{}: '{}' ends before it begins", kOption, text);
   return {first, last};
 }
 
@@ -83,16 +88,22 @@ ExploreResult explore_all(std::uint64_t first, std::uint64_t last, unsigned jobs
   return explore_seeds(first, last, jobs, kMostFailures, [&progress] { progress.done(); });
 }
 
+int replay(const ExploreOptions& options) {
+  const std::uint64_t seed = parse_seed("--seed", *options.seed);
+  Schedule schedule = Schedule::of_seed(seed);
+  if (options.shrink)
+    schedule = shrink(schedule);
+  print_seed(schedule);
+  if (!options.record.empty())
+    record_seeds(options.record, seed, seed);
+  return explore(schedule).violation ? 1 : 0;
+}
+
 int run_explore(const ExploreOptions& options) {
-  if (options.seed) {
-    Schedule schedule = Schedule::of_seed(*options.seed);
-    if (options.shrink)
-      schedule = shrink(schedule);
-    print_seed(schedule);
-    if (!options.record.empty())
-      record_seeds(options.record, *options.seed, *options.seed);
-    return explore(schedule).violation ? 1 : 0;
-  }
+  if (!options.record.empty())
+    check_run_place(options.record);
+  if (options.seed)
+    return replay(options);
   const auto [first, last] = parse_seeds(options.seeds);
   if (!options.record.empty())
     record_seeds(options.record, first, last);

@@ -99,6 +99,8 @@ TEST(SimCommands, ARecordThatCannotBeWrittenIsToldAtTheStart) {
   } kCases[] = {
       {"run", {"run", "--scenario", scenario, "--dir", folder / "guest", "--record", file}, file},
       {"forecast", {"forecast", "--scenario", scenario, "--record", file}, file},
+      {"explore", {"explore", "--record", file}, file},
+      {"explore of a seed", {"explore", "--seed", "1", "--record", file}, file},
       {"gate", {"gate", scenario, "--record", gone}, gone + "/idle.run.json"},
       {"gate's table", {"gate", scenario, "--json", file}, file},
   };
@@ -134,6 +136,24 @@ TEST(SimCommands, AForecastSaysWhatItCannotTake) {
               fmt::format("nbdelta-sim: --pattern: '{}' is not known: expected one of sequential, "
                           "uniform, zipf, database, idle\n",
                           pattern));
+}
+
+TEST(SimCommands, ExploreSaysWhatIsNoSeed) {
+  const auto no_seed = [](const char* option, const char* text) {
+    return fmt::format(
+        "nbdelta-sim: {}: '{}' is no seed: expected a number from 0 to 18446744073709551614\n",
+        option, text);
+  };
+  for (const char* seed : {"-1", "18446744073709551615", "99999999999999999999", "1x"})
+    EXPECT_EQ(refusal({"explore", std::string("--seed=") + seed}), no_seed("--seed", seed));
+  EXPECT_EQ(refusal({"explore", "--seed", "-1"}), no_seed("--seed", "-1"));
+  EXPECT_EQ(refusal({"explore", "--seeds", "3..18446744073709551615"}),
+            no_seed("--seeds", "18446744073709551615"));
+  EXPECT_EQ(refusal({"explore", "--seeds", "-1..3"}), no_seed("--seeds", "-1"));
+  EXPECT_EQ(refusal({"explore", "--seeds", "3.."}), no_seed("--seeds", ""));
+  EXPECT_EQ(refusal({"explore", "--seeds", "3..1"}),
+            "nbdelta-sim: --seeds: '3..1' ends before it begins\n");
+  run_ok({NBDELTA_SIM, "explore", "--seeds", "18446744073709551614..18446744073709551614"});
 }
 
 TEST(SimCommands, AnImageThatCannotBeOpenedIsNamed) {
