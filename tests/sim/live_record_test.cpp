@@ -1,8 +1,10 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <fstream>
 #include <string>
+#include <thread>
 
 #include "tests/sim/live.hpp"
 
@@ -30,6 +32,18 @@ std::int64_t time_of(const json::value& session, const std::string& command, con
   return 0;
 }
 
+/// Which is written once the simulator has seen that its client has left.
+json::value recorded(const std::string& file, std::size_t sessions) {
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+  json::value run = file_json(file);
+  while (run.at("sessions").as_array().size() < sessions &&
+         std::chrono::steady_clock::now() < deadline) {
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    run = file_json(file);
+  }
+  return run;
+}
+
 /// What is recorded of a backup agrees with what nbdelta says of it, and is drawn.
 TEST(LiveRecord, IsWhatNbdeltaSaw) {
   const TempFolder folder;
@@ -38,7 +52,7 @@ TEST(LiveRecord, IsWhatNbdeltaSaw) {
   const json::value first = sim.backup();
   run_ok(sim.connected("backup", {"--dry-run"}));  // changes nothing: no session
   sim.backup();
-  const json::value run = file_json(file);
+  const json::value run = recorded(file, 2);
   EXPECT_EQ(run.at("time"), json::value("real"));
   ASSERT_EQ(run.at("sessions").as_array().size(), 2U);
   const json::value& session = run.at("sessions").at(0);

@@ -71,7 +71,8 @@ TEST_F(Refusal, BitmapsThatCannotBeUsed) {
   points_.backup();
   const std::string name = "nbdelta-" + chain() + "-0001";
   machine_.command("block-dirty-bitmap-disable", {{"node", "vda"}, {"name", name}});
-  expect_refused(points_.command("backup", {"--require-incremental"}), 3, "is missing");
+  expect_refused(points_.command("backup", {"--require-incremental"}), 3,
+                 "was disabled and has a gap");
   machine_.command("block-dirty-bitmap-remove", {{"node", "vda"}, {"name", name}});
   expect_refused(points_.command("backup", {"--require-incremental"}), 3, "is missing");
   const auto result = points_.backup();
