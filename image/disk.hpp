@@ -56,7 +56,8 @@ class Disk {
   const std::string& name() const;
 
   /// Changes where anybody writes to one of the files that are open, or others are opened: a digest
-  /// of their inode numbers, lengths and times of modification (block devices: of their numbers).
+  /// of their inode numbers, lengths and times of modification. Of block devices only their numbers
+  /// are in it, so what is written to those does not show.
   std::uint64_t state() const { return state_; }
 
   /// Empty where all layers are open; otherwise why the one below the last is not, and what to do.
