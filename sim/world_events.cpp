@@ -47,7 +47,7 @@ void World::replug() {
 /// In the topmost of its images that is still there: one goes when it is empty, or committed.
 WriteNumber World::read_unplugged(std::size_t disk, std::uint64_t granule) {
   for (const std::string& path : unplugged_.at(disk))
-    if (store_.image(path) != nullptr)
+    if (store_.image(path) != nullptr && store_.files().count(path + ".committed") == 0)
       return read_file(path, granule);
   violated(fmt::format("all images of {} are gone", disk_name(disk)));
 }

@@ -41,6 +41,8 @@ bool is_newer_without_reason(Files& files, const std::string& base,
   for (const std::string& overlay : overlays) {
     if (files.overlay_is_empty(overlay))
       continue;  // nothing of it can be put over what is newer
+    if (is_committing(files, overlay))
+      return false;  // by a recover --offline that was interrupted
     const bool of_session = is_of(journal, overlay);
     if ((of_session || ran_on(journal, base, overlay)) &&
         (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
@@ -109,6 +111,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
       remove_overlay(files, overlay, base);
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
+    mark_committing(files, top);
     // An empty one too: its QEMU may not have written its tables yet, and has it locked.
     environment.commit_offline(top);
     settled.done.push_back(fmt::format("committed {} into {}", top,

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <set>
 
 #include "client/backup/breaks.hpp"
 #include "client/backup/names.hpp"
@@ -13,6 +12,7 @@ namespace {
 
 constexpr std::string_view kPointer = ".at";
 constexpr std::string_view kCommitted = ".committed";
+constexpr std::string_view kCommitting = ".committing";
 constexpr std::size_t kMostOverlays = 256;
 constexpr std::string_view kCurrent = "nbdelta-current-";
 
@@ -27,6 +27,10 @@ std::string first_line(Files& files, const std::string& path) {
 
 std::string mark_path(const std::string& overlay) {
   return overlay + std::string(kCommitted);
+}
+
+std::string committing_path(const std::string& overlay) {
+  return overlay + std::string(kCommitting);
 }
 
 /// Says whose it is: nothing else of that name counts.
@@ -74,7 +78,7 @@ bool lies_over(Files& files, const std::string& overlay, const std::string& imag
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format) {
-  unmark_committed(files, overlay);  // of one of that name that has gone
+  unmark(files, overlay);  // of one of that name that has gone
   files.create_overlay(overlay, disk_size, backing, backing_format);
   if (files.canonical(folder_of(overlay)) == folder_of(base))
     return;
@@ -106,6 +110,21 @@ bool is_committed(Files& files, const std::string& overlay) {
   return files.read_text(mark_path(overlay)) == mark_of(overlay);
 }
 
+void mark_committing(Files& files, const std::string& overlay) {
+  files.write_text(committing_path(overlay), mark_of(overlay));
+}
+
+bool is_committing(Files& files, const std::string& overlay) {
+  return files.read_text(committing_path(overlay)) == mark_of(overlay);
+}
+
+void unmark(Files& files, const std::string& overlay) {
+  if (is_committed(files, overlay))
+    unmark_committed(files, overlay);
+  if (is_committing(files, overlay))
+    files.remove(committing_path(overlay));
+}
+
 bool is_half_made(Files& files, const std::string& overlay) {
   return !files.backing_of(overlay);
 }
@@ -125,8 +144,19 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
   files.remove(overlay);
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
-  unmark_committed(files, overlay);
+  unmark(files, overlay);
   return was_there;
+}
+
+void mark_committed_before(Files& files, const std::string& overlay,
+                           const std::set<std::string>& overlays) {
+  const auto below = files.exists(overlay) ? files.backing_of(overlay) : std::nullopt;
+  for (const std::string& each : overlays)
+    if (below && session(each).chain == session(overlay).chain &&
+        session(each).number < session(overlay).number && files.exists(each) &&
+        files.backing_of(each) == below && files.modified(each) <= files.modified(overlay) &&
+        !is_committed(files, each))
+      mark_committed(files, each);
 }
 
 std::vector<std::string> overlays_beside(Files& files, const std::string& image) {

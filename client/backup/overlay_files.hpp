@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -31,6 +32,20 @@ void remove_current(Files& files, const std::string& overlay);
 void mark_committed(Files& files, const std::string& overlay);
 void unmark_committed(Files& files, const std::string& overlay);
 bool is_committed(Files& files, const std::string& overlay);
+
+/// While no guest runs, until remove_overlay(): what is below is written to by a commit of this
+/// overlay, which can be begun again where it was interrupted. Durable on return.
+void mark_committing(Files& files, const std::string& overlay);
+bool is_committing(Files& files, const std::string& overlay);
+
+/// A guest runs on the overlay: no mark of it holds.
+void unmark(Files& files, const std::string& overlay);
+
+/// Where an overlay goes that was not committed: the earlier ones of its chain that lie over the
+/// same were below it until they were committed, and the last of them would count without it.
+/// `overlays`: where to look for them.
+void mark_committed_before(Files& files, const std::string& overlay,
+                           const std::set<std::string>& overlays);
 
 /// With what leads to it, and what is said of it. Returns whether there was one.
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base);

@@ -12,6 +12,7 @@ using namespace std::chrono_literals;
 
 constexpr Clock::Duration kPrepare = 60s;  // a sync in the guest may take long
 constexpr Clock::Duration kGrace = 15s;    // what the guardian may need beyond its own deadlines
+constexpr Clock::Duration kStandIn = 1s;   // between two guardians that die
 
 /// Without the guardian's prefix: "freeze: …".
 std::string reason(const Error& error) {
@@ -59,6 +60,7 @@ asio::awaitable<void> Quiescence::freeze(repository::Window& window) {
   const guardian::Freeze command{.mountpoints = options_->mountpoints,
                                  .deadline_ms = options_->freeze_deadline.count()};
   std::string why;
+  deadline_ = environment_->clock().now() + options_->freeze_deadline;
   sent_ = true;
   try {
     const guardian::Frozen frozen =
@@ -74,6 +76,30 @@ asio::awaitable<void> Quiescence::freeze(repository::Window& window) {
   }
   if (!why.empty())
     give_up(why);
+}
+
+asio::awaitable<void> Quiescence::during(asio::awaitable<void> operation) {
+  if (frozen_)
+    co_await either(std::move(operation), stand_in());
+  else
+    co_await std::move(operation);
+}
+
+/// Until it is cancelled.
+asio::awaitable<void> Quiescence::stand_in() {
+  while (true) {
+    try {
+      while (true)
+        co_await guardian_->next_event();  // it sends none
+    } catch (const Error&) {               // it has died
+    }
+    co_await environment_->clock().wait_until(deadline_);
+    try {
+      co_await replace_guardian();
+    } catch (const Error&) {  // it goes on trying, or has died
+    }
+    deadline_ = environment_->clock().now() + kStandIn;
+  }
 }
 
 asio::awaitable<void> Quiescence::thaw(repository::Window& window) {

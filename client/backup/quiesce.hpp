@@ -27,6 +27,10 @@ class Quiescence {
   /// Throws Refused where a freeze is required and has failed; a thaw was sent then.
   asio::awaitable<void> freeze(repository::Window& window);
 
+  /// Runs `operation`, between freeze() and thaw(). Where the guardian dies meanwhile, the guest is
+  /// thawed at the freeze's deadline by another one. Throws what `operation` throws.
+  asio::awaitable<void> during(asio::awaitable<void> operation);
+
   /// Does not throw: what is left to be done is done by confirm().
   asio::awaitable<void> thaw(repository::Window& window);
 
@@ -46,6 +50,7 @@ class Quiescence {
  private:
   void start(const std::string& agent);
   asio::awaitable<void> replace_guardian();
+  asio::awaitable<void> stand_in();
   void give_up(const std::string& why);
 
   Environment* environment_;
@@ -53,7 +58,8 @@ class Quiescence {
   std::unique_ptr<qmp::Client> guardian_;
   guardian::Prepared prepared_;
   std::string failure_;  // why there was no freeze
-  bool sent_ = false;    // a freeze: the guest may be frozen
+  Clock::Time deadline_{};  // of the freeze
+  bool sent_ = false;       // a freeze: the guest may be frozen
   bool frozen_ = false;
   bool thawed_early_ = false;
   std::int64_t file_systems_ = 0;

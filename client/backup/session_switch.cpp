@@ -27,6 +27,10 @@ std::int64_t microseconds(Clock::Time time) {
   return std::chrono::duration_cast<std::chrono::microseconds>(time.time_since_epoch()).count();
 }
 
+asio::awaitable<void> carry_out(qmp::Client& qmp, qapi::Transaction transaction) {
+  co_await qmp.call(std::move(transaction), kSwitch);
+}
+
 }  // namespace
 
 JournalDisk Session::journal_disk(const Disk& disk) const {
@@ -183,7 +187,8 @@ asio::awaitable<void> Session::window() {
       transaction.actions.erase(transaction.actions.begin());
       co_await qmp_->call(first, kSwitch);
     }
-    co_await qmp_->call(transaction, kSwitch);
+    asio::awaitable<void> all = carry_out(*qmp_, transaction);
+    co_await quiescence_.during(std::move(all));
     window.switch_answered_us = microseconds(environment_->clock().now());
   } catch (...) {
     failure = std::current_exception();

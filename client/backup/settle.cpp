@@ -157,7 +157,12 @@ asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
     co_return;
   try {
     co_await qmp_->call(qapi::NbdServerStop{});
-  } catch (const qapi::CommandError&) {  // it does not run any more
+  } catch (const qapi::CommandError& error) {
+    if (error.description().find("not running") == std::string::npos) {
+      settled_.problems.push_back(fmt::format("QEMU's NBD server does not stop: {}{}",
+                                              error.description(), advice(error.description())));
+      co_return;
+    }
   }
   if (journal)
     journal->nbd_server = false;
@@ -186,8 +191,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
       fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
 
   for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
-    if (is_committed(environment_->files(), overlay.local))
-      unmark_committed(environment_->files(), overlay.local);
+    unmark(environment_->files(), overlay.local);
   if (!broken("stale-header"))
     co_await name_backing_files(disk);
   mark_what_was_below(disk);
