@@ -103,12 +103,14 @@ struct DeviceInfo {
   std::string device;  // empty for one that was given nodes by name
   std::optional<std::string> qdev;
   bool removable = false;
+  std::optional<std::string> io_status;  // "ok", "failed", "nospace", since the last `cont`
   std::optional<NodeInfo> inserted;
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("device", device);
     visit("qdev", qdev);
     visit("removable", removable);
+    visit("io-status", io_status);
     visit("inserted", inserted);
   }
 };

@@ -93,6 +93,17 @@ struct ChangeBackingFile {
   }
 };
 
+/// A line for the human monitor (QEMU qapi/misc.json); the result is what it prints.
+struct HumanMonitorCommand {
+  static constexpr std::string_view kName = "human-monitor-command";
+  using Result = std::string;
+  std::string command_line;
+  template <class Visitor>
+  void fields(Visitor& visit) {
+    visit("command-line", command_line);
+  }
+};
+
 struct JobComplete {
   static constexpr std::string_view kName = "job-complete";
   using Result = Nothing;

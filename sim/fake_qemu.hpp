@@ -201,6 +201,7 @@ class FakeQemu {
   qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);
   qapi::Nothing blockdev_reopen(const qapi::BlockdevReopen& command);
   qapi::Nothing change_backing_file(const qapi::ChangeBackingFile& command);
+  std::string human_monitor_command(const qapi::HumanMonitorCommand& command);
   qapi::Nothing set_write_threshold(const qapi::BlockSetWriteThreshold& command);
   Node& root_node(const std::string& name);
 

@@ -299,6 +299,7 @@ void FakeQemu::conclude(Job& job, const std::string& error) {
     const bool restores = job.intermediate || version_.major >= 10;  // 7.2: not an active commit
     if (restores && job.base_was_read_only)
       graph_.try_read_only(*job.base);
+    graph_.collect();  // its disk may have been unplugged
   } else if (job.intermediate) {
     finish_intermediate(job);
   } else {

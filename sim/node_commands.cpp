@@ -70,6 +70,8 @@ void FakeQemu::add_node_commands() {
     graph_.remove(command.node_name);
     return Nothing{};
   });
+  commands_.add<HumanMonitorCommand>(
+      [this](const HumanMonitorCommand& command) { return human_monitor_command(command); });
   commands_.add<ChangeBackingFile>(
       [this](const ChangeBackingFile& command) { return change_backing_file(command); });
   commands_.add<BlockSetWriteThreshold>(
@@ -130,6 +132,22 @@ Node& FakeQemu::root_node(const std::string& name) {
   if (job_is_left || !graph_.users_of(node).empty())
     refuse("Need a root block node");
   return node;
+}
+
+/// Only `qemu-io "NODE" flush`.
+std::string FakeQemu::human_monitor_command(const HumanMonitorCommand& command) {
+  constexpr std::string_view kBefore = "qemu-io \"";
+  constexpr std::string_view kAfter = "\" flush";
+  std::string_view line = command.command_line;
+  if (!line.starts_with(kBefore) || !line.ends_with(kAfter))
+    return fmt::format("unknown command: '{}'\r\n", line);
+  line.remove_prefix(kBefore.size());
+  line.remove_suffix(kAfter.size());
+  Node* node = graph_.find(std::string(line));
+  if (node == nullptr)
+    return fmt::format("Error: Cannot find device='{0}' nor node-name='{0}'\r\n", line);
+  graph_.flush(*node);
+  return std::string();
 }
 
 Nothing FakeQemu::change_backing_file(const ChangeBackingFile& command) {

@@ -61,6 +61,7 @@ std::vector<DeviceInfo> FakeQemu::query_block() {
     info.device = device.name;
     info.qdev = "/machine/peripheral/" + device.id + "/virtio-backend";
     info.removable = device.removable;
+    info.io_status = run_state_ == "io-error" ? "nospace" : "ok";
     if (device.root != nullptr)
       info.inserted = describe(graph_, *device.root, false);
     infos.push_back(std::move(info));

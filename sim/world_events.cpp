@@ -16,6 +16,8 @@ void World::see_event(const std::string& name, const qapi::json::object& data) {
            : fmt::format("event {}", name));
   if (name == "BLOCK_JOB_READY" || name == "BLOCK_JOB_COMPLETED")
     listens_ = false;  // the overlays are on their way out
+  if (name == "RESUME")
+    qemu_->guest.resume();
   told_of_threshold_ |= listens_ && name == qapi::BlockWriteThresholdEvent::kName;
 }
 

@@ -376,6 +376,18 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
   co_await qmp.call(reopen);
 }
 
+/// There is no QMP command for it. What the human monitor says is of no use; where there is none,
+/// and QEMU runs here, the sync does it.
+asio::awaitable<void> flush(qmp::Client& qmp, Files& files, std::string node, std::string local) {
+  try {
+    const qapi::HumanMonitorCommand flush{.command_line =
+                                              fmt::format("qemu-io \"{}\" flush", node)};
+    co_await qmp.call(flush);
+  } catch (const qapi::CommandError&) {
+  }
+  files.sync(local);
+}
+
 asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node) {
   try {
     const qapi::BlockdevDel blockdev_del{.node_name = node};
@@ -407,7 +419,7 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
   // Its work is of a fixed size, but nobody knows how fast the storage is.
   qapi::JobInfo info = co_await wait_until(qmp, commit.job, "pending", 24h);
   if (info.status == "pending") {
-    files.sync(commit.base_local);  // then the guest need not wait for QEMU's flush
+    co_await flush(qmp, files, commit.base, commit.base_local);  // before the header names it
     const qapi::JobFinalize job_finalize{.id = commit.job};
     co_await qmp.call(job_finalize);
     info = co_await wait_until_concluded(qmp, commit.job, kCompletion);
@@ -421,7 +433,7 @@ asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit c
         .device = commit.active, .image_node = commit.above, .backing_file = commit.base_path};
     co_await qmp.call(change_backing_file);
   }
-  files.sync(commit.above_local);  // QEMU does not; and the committed file is about to go
+  co_await flush(qmp, files, commit.above, commit.above_local);  // the committed file is to go
 }
 
 asio::awaitable<std::vector<std::string>> end_jobs(qmp::Client& qmp, Environment& environment,

@@ -83,6 +83,9 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
 /// anything. Throws Error with what the job said.
 asio::awaitable<void> commit_below(qmp::Client& qmp, Files& files, LowerCommit commit);
 
+/// What QEMU and its host have written to the node's image is durable on return.
+asio::awaitable<void> flush(qmp::Client& qmp, Files& files, std::string node, std::string local);
+
 /// Has QEMU give a node up. Returns why it does not; empty where it is gone, also before.
 asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node);
 

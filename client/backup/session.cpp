@@ -262,7 +262,10 @@ asio::awaitable<Settled> Session::settle() {
   if (!options_->folder.empty())
     points.emplace(repository());
   Settler settler(*environment_, *qmp_, *options_, points ? &*points : nullptr);
-  co_return co_await settler.settle(journal_);
+  Settled settled = co_await settler.settle(journal_);
+  if (!settled.resumed.empty())
+    warnings_.push_back(settled.resumed);
+  co_return settled;
 }
 
 /// QEMU may have dropped the connection and yet be there.
@@ -355,6 +358,8 @@ asio::awaitable<Report> Session::backup() {
     if (settled.overlay_kept)
       for (const std::string& done : settled.done)
         reporter_->say(done);
+    else if (!settled.resumed.empty())
+      reporter_->say(settled.resumed);
   } catch (const Error& error) {
     trouble = error.what();
   }

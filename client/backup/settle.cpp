@@ -68,6 +68,7 @@ void Settler::save(const Journal& journal) {
 
 asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   settled_ = {};
+  made_room_ = false;
   latest_ = repository_ == nullptr ? std::nullopt : repository_->latest();
   chain_ = journal ? journal->chain : latest_ ? latest_->chain : "";
 
@@ -96,6 +97,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   }
   co_await write_current_files(journal);
   co_await remove_loose(journal);
+  if (made_room_ && settled_.problems.empty() && !settled_.overlay_kept)
+    co_await resume_without_space();
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -230,7 +233,7 @@ asio::awaitable<void> Settler::name_backing_files(GuestDisk& disk) {
     const qapi::ChangeBackingFile change_backing_file{
         .device = disk.top, .image_node = overlay.node_name, .backing_file = path};
     co_await qmp_->call(change_backing_file);
-    files.sync(overlay.local);
+    co_await flush(*qmp_, files, overlay.node_name, overlay.local);
     settled_.done.push_back(
         fmt::format("{}: {} has the backing file {} again", disk.name, overlay.path, path));
   }
@@ -338,6 +341,22 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
   }
 }
 
+/// A guest that QEMU has stopped since an overlay found no room.
+asio::awaitable<void> Settler::resume_without_space() {
+  const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
+  if (state.status != "io-error")
+    co_return;
+  const auto devices = co_await qmp_->call(qapi::QueryBlock{});
+  if (std::none_of(devices.begin(), devices.end(), [](const qapi::DeviceInfo& device) {
+        return device.io_status == "nospace";
+      }))
+    co_return;
+  co_await qmp_->call(qapi::Cont{});
+  settled_.resumed = "the guest had been stopped, with no space left for what it wrote; overlays "
+                     "have made room, and it was let go on";
+  settled_.done.push_back(settled_.resumed);
+}
+
 asio::awaitable<bool> Settler::delete_node(std::string node) {
   const std::string refusal = co_await remove_node(*qmp_, node);
   if (!refusal.empty())
@@ -346,8 +365,10 @@ asio::awaitable<bool> Settler::delete_node(std::string node) {
 }
 
 void Settler::drop_overlay(const std::string& local, const std::string& base_local) {
-  if (remove_overlay(environment_->files(), local, base_local))
-    settled_.done.push_back(fmt::format("removed {}", local));
+  if (!remove_overlay(environment_->files(), local, base_local))
+    return;
+  settled_.done.push_back(fmt::format("removed {}", local));
+  made_room_ = true;
 }
 
 }  // namespace nbdelta::client::backup

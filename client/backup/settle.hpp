@@ -19,6 +19,7 @@ struct Settled {
   std::vector<std::string> problems;  // what is left, and what to do about it
   std::vector<std::string> gaps;      // disks whose bitmap had a gap: the next backup is a full
   bool overlay_kept = false;          // a commit did not end: the next backup works with that
+  std::string resumed;                // why a guest that had no space goes on; empty: it does not
 };
 
 /// Brings a guest to the state that its last restore point asks for, from whatever state it is in:
@@ -75,6 +76,7 @@ class Settler {
   asio::awaitable<std::map<std::string, Loose>> release_nodes(Inventory inventory);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
+  asio::awaitable<void> resume_without_space();
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);
   void save(const Journal& journal);
@@ -90,6 +92,7 @@ class Settler {
   std::optional<repository::Manifest> latest_;
   std::string chain_;  // whose things are ours, where there is a repository; may be empty
   Settled settled_;
+  bool made_room_ = false;  // overlays have gone
 };
 
 }  // namespace nbdelta::client::backup
