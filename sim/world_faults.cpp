@@ -55,7 +55,6 @@ void World::step(const std::string& what, Process* self) {
   if (++steps_ > kMostSteps)
     violated("it takes more steps than anything should");
   current_step_ = what;
-  if (getenv("TRACE")) log("   . " + what);
   record_step();
   check_always();
   check_window(what, self);

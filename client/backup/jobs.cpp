@@ -74,10 +74,20 @@ asio::awaitable<qapi::JobInfo> wait_until_concluded(qmp::Client& qmp, std::strin
   co_return co_await wait_until(qmp, std::move(id), "concluded", patience);
 }
 
-/// It has not moved the guest yet.
+/// It has not moved the guest yet. It may come to its end meanwhile, cancelled by somebody before.
 asio::awaitable<void> cancel(qmp::Client& qmp, std::string id) {
-  const qapi::JobCancel job_cancel{.id = id};
-  co_await qmp.call(job_cancel);
+  std::exception_ptr refusal;
+  try {
+    const qapi::JobCancel job_cancel{.id = id};
+    co_await qmp.call(job_cancel);
+  } catch (const qapi::CommandError&) {
+    refusal = std::current_exception();
+  }
+  if (refusal) {
+    const qapi::JobInfo job = co_await must_query(qmp, id);
+    if (job.status != "concluded")
+      std::rethrow_exception(refusal);
+  }
   co_await wait_until_concluded(qmp, id, kCancel);
   const qapi::JobDismiss job_dismiss{.id = id};
   co_await qmp.call(job_dismiss);
