@@ -83,8 +83,17 @@ class SimFiles final : public backup::Files {
     change("write " + path);
     if (path.starts_with("/repo/") && host_->strike({FaultKind::repository_full}))
       fail(ENOSPC, "{}: No space left on device", path);
+    if (!prepared(path, text) && no_space_for(path))
+      fail(ENOSPC, "{}: No space left on device", path);
+    store().files().erase(path + kPrepared);
     store().files()[path].text = text;
     done("wrote " + path);
+  }
+  void prepare_text(const std::string& path, const std::string& text) override {
+    if (no_space_for(path))
+      fail(ENOSPC, "{}: No space left on device", path);
+    store().files()[path + kPrepared].text = text;
+    look();
   }
   std::vector<std::string> list(const std::string& folder) override {
     look();
@@ -113,6 +122,8 @@ class SimFiles final : public backup::Files {
     done("removed " + path);
   }
   void remove(const std::string& path) override {
+    look();
+    store().files().erase(path + kPrepared);
     if (!exists(path))
       return;
     change("remove " + path);
@@ -132,7 +143,20 @@ class SimFiles final : public backup::Files {
   }
 
  private:
+  static constexpr const char* kPrepared = ".partial";
+
   Store& store() { return host_->store(); }
+  bool prepared(const std::string& path, const std::string& text) {
+    const auto found = store().files().find(path + kPrepared);
+    return found != store().files().end() && found->second.text == text;
+  }
+  /// Where the overlays' storage is full, and it is a mark beside one of them.
+  bool no_space_for(const std::string& path) {
+    constexpr std::string_view kMark = ".committed";
+    const MemoryImage* overlay =
+        path.ends_with(kMark) ? store().image(path.substr(0, path.size() - kMark.size())) : nullptr;
+    return overlay != nullptr && overlay->full;
+  }
   void look() const {
     if (process_->doomed())
       fail(EINTR, "killed");

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <set>
 
+#include "client/backup/breaks.hpp"
 #include "client/backup/names.hpp"
 #include "client/backup/overlay_files.hpp"
 
@@ -41,7 +42,7 @@ bool is_newer_without_reason(Files& files, const std::string& base,
   for (const std::string& overlay : overlays) {
     if (files.overlay_is_empty(overlay))
       continue;  // nothing of it can be put over what is newer
-    if (is_committing(files, overlay))
+    if (is_committing(files, overlay) && !broken("offline-commit-not-noted"))
       return false;  // by a recover --offline that was interrupted
     const bool of_session = is_of(journal, overlay);
     if ((of_session || ran_on(journal, base, overlay)) &&

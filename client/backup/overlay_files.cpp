@@ -78,14 +78,17 @@ bool lies_over(Files& files, const std::string& overlay, const std::string& imag
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format) {
-  unmark(files, overlay);  // of one of that name that has gone
+  files.remove(mark_path(overlay));  // of one of that name that has gone, as is the other mark
+  files.remove(committing_path(overlay));
   files.create_overlay(overlay, disk_size, backing, backing_format);
-  if (files.canonical(folder_of(overlay)) == folder_of(base))
-    return;
   try {
-    files.write_text(pointer_path(overlay, base), overlay + "\n");
+    // It may fill its storage, and only its commit can make room then.
+    files.prepare_text(mark_path(overlay), mark_of(overlay));
+    if (files.canonical(folder_of(overlay)) != folder_of(base))
+      files.write_text(pointer_path(overlay, base), overlay + "\n");
   } catch (const Error&) {
     files.remove(overlay);
+    files.remove(mark_path(overlay));
     throw;
   }
 }
@@ -104,6 +107,10 @@ void mark_committed(Files& files, const std::string& overlay) {
 
 void unmark_committed(Files& files, const std::string& overlay) {
   files.remove(mark_path(overlay));
+  try {
+    files.prepare_text(mark_path(overlay), mark_of(overlay));  // there is room, of that one
+  } catch (const Error&) {  // the next mark may find none, and says so
+  }
 }
 
 bool is_committed(Files& files, const std::string& overlay) {
@@ -140,11 +147,13 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
     }
   }
   if (broken("mark-removed-first"))
-    unmark_committed(files, overlay);
+    files.remove(mark_path(overlay));
   files.remove(overlay);
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
-  unmark(files, overlay);
+  if (is_committing(files, overlay))
+    files.remove(committing_path(overlay));
+  files.remove(mark_path(overlay));
   return was_there;
 }
 

@@ -207,6 +207,8 @@ Plan make_plan(const Situation& situation, const Options& options) {
     DiskPlan disk_plan;
     disk_plan.disk = disk;
     const DiskEntry* previous = situation.latest ? situation.latest->find(disk.name) : nullptr;
+    if (situation.latest && previous == nullptr && broken("new-disk-left-out"))
+      continue;
     if (previous != nullptr) {
       disk_plan.previous = *previous;
       const std::string reason = copied ? "another copy of this repository has gone on with it"

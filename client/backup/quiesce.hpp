@@ -57,7 +57,7 @@ class Quiescence {
   const Options* options_;
   std::unique_ptr<qmp::Client> guardian_;
   guardian::Prepared prepared_;
-  std::string failure_;  // why there was no freeze
+  std::string failure_;     // why there was no freeze
   Clock::Time deadline_{};  // of the freeze
   bool sent_ = false;       // a freeze: the guest may be frozen
   bool frozen_ = false;

@@ -161,7 +161,8 @@ asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
   try {
     co_await qmp_->call(qapi::NbdServerStop{});
   } catch (const qapi::CommandError& error) {
-    if (error.description().find("not running") == std::string::npos) {
+    if (error.description().find("not running") == std::string::npos &&
+        !broken("nbd-server-forgotten")) {
       settled_.problems.push_back(fmt::format("QEMU's NBD server does not stop: {}{}",
                                               error.description(), advice(error.description())));
       co_return;
@@ -347,13 +348,13 @@ asio::awaitable<void> Settler::resume_without_space() {
   if (state.status != "io-error")
     co_return;
   const auto devices = co_await qmp_->call(qapi::QueryBlock{});
-  if (std::none_of(devices.begin(), devices.end(), [](const qapi::DeviceInfo& device) {
-        return device.io_status == "nospace";
-      }))
+  if (std::none_of(devices.begin(), devices.end(),
+                   [](const qapi::DeviceInfo& device) { return device.io_status == "nospace"; }))
     co_return;
   co_await qmp_->call(qapi::Cont{});
-  settled_.resumed = "the guest had been stopped, with no space left for what it wrote; overlays "
-                     "have made room, and it was let go on";
+  settled_.resumed =
+      "the guest had been stopped, with no space left for what it wrote; overlays "
+      "have made room, and it was let go on";
   settled_.done.push_back(settled_.resumed);
 }
 

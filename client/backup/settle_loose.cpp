@@ -167,10 +167,10 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
           "{}: somebody else has it open ({}), a copy of this guest perhaps; it is left", local,
           user));
     else if (is_expendable(local, journal) || was_committed(local, what, inventory)) {
-      mark_committed_before(files, local, overlays);
+      if (!broken("earlier-overlay-left-to-count"))
+        mark_committed_before(files, local, overlays);
       drop_overlay(local, what.base);
-    }
-    else if (bases.count(what.base))
+    } else if (bases.count(what.base))
       settled_.problems.push_back(fmt::format(
           "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; "
           "it is left where it is. Shut the guest down at once and run 'nbdelta recover --offline "

@@ -153,13 +153,17 @@ class RealFiles final : public Files {
   }
 
   void write_text(const std::string& path, const std::string& text) override {
-    const std::string partial = partial_of(path);
-    {
-      const File file = File::open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
-      file.write_at(bytes_of(text), 0);
-      file.sync();
-    }
-    rename(partial, path);
+    if (read_text(partial_of(path)) == text)
+      File::open(partial_of(path), O_RDONLY | O_NOFOLLOW).sync();
+    else
+      prepare_text(path, text);
+    rename(partial_of(path), path);
+  }
+
+  void prepare_text(const std::string& path, const std::string& text) override {
+    const File file = File::open(partial_of(path), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
+    file.write_at(bytes_of(text), 0);
+    file.sync();
   }
 
   std::vector<std::string> list(const std::string& folder) override {

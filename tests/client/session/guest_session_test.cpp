@@ -3,12 +3,17 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <chrono>
 #include <iostream>
+#include <thread>
+
+#include "tests/client/session/small_file_system.hpp"
 
 /// Backups of a real guest: Debian's kernel and agent, ext4, a writer that logs what it does.
 namespace nbdelta::testing {
 namespace {
 
+using namespace std::chrono_literals;
 namespace json = boost::json;
 
 GuestDisk disk(const std::string& name, const std::string& format, GuestDisk::Use use,
@@ -115,6 +120,30 @@ TEST(GuestSession, CommitsToRawBasesEndNoGuest) {
     session.backup({"--tracking", i % 2 == 0 ? "bitmap" : "overlay"});
   EXPECT_TRUE(session.guest().running());
   session.check_points();
+}
+
+/// Its overlay grows until nothing is free; the commit makes room.
+TEST(GuestSession, GoesOnAfterItsOverlayHadNoSpace) {
+  const SmallFileSystem small("4m");
+  for (const char* format : {"qcow2", "raw"}) {
+    GuestSession session({disk("vda", format, Use::blocks)}, {.rate = 0});
+    const auto status = [&] {
+      const Command words = nbdelta_command({"status", "--json", "--qmp", session.guest().qmp()});
+      return std::string(json::parse(run_ok(words)).at("guest").as_string());
+    };
+    run_ok(session.command("begin", {"--overlay-dir", small.path()}));
+    while (status() != "io-error")
+      std::this_thread::sleep_for(100ms);
+    const Outcome end = run(session.command("end", {"--success"}));
+    EXPECT_EQ(end.status, 0) << end.err;
+    EXPECT_THAT(end.err, HasSubstr("it was let go on"));
+    EXPECT_EQ(status(), "running");
+    const std::size_t before = session.guest().operations().size();
+    while (session.guest().operations().size() < before + 100)
+      std::this_thread::sleep_for(10ms);
+    session.guest().shut_down();
+    session.check_images();
+  }
 }
 
 /// A guest that writes as fast as it can.
