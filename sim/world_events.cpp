@@ -46,10 +46,13 @@ void World::replug() {
     end_qemu();
 }
 
-/// In the topmost of its images that is still there: one goes when it is empty, or committed.
+/// In the topmost of its images that is still there: one goes when it is empty, or committed. Where
+/// the disk's own has gone, one that is marked counts no more.
 WriteNumber World::read_unplugged(std::size_t disk, std::uint64_t granule) {
-  for (const std::string& path : unplugged_.at(disk))
-    if (store_.image(path) != nullptr && store_.files().count(path + ".committed") == 0)
+  const std::vector<std::string>& chain = unplugged_.at(disk);
+  for (const std::string& path : chain)
+    if (store_.image(path) != nullptr &&
+        (path == chain.front() || store_.files().count(path + ".committed") == 0))
       return read_file(path, granule);
   violated(fmt::format("all images of {} are gone", disk_name(disk)));
 }
