@@ -93,27 +93,6 @@ void World::create_disks() {
 void World::record(RunRecorder& recorder, RunRecorder::Detail detail) {
   recorder_ = &recorder;
   detail_ = detail;
-  look_on();
-}
-
-/// At the QEMU that has been started.
-void World::look_on() {
-  if (recorder_ == nullptr)
-    return;
-  QemuHooks& hooks = qemu_->fake.hooks();
-  hooks.arrived = [this](const qapi::Command& command) { recorder_->arrived(kToQemu, command); };
-  hooks.answered = [this](const std::string& error) { recorder_->answered(kToQemu, error); };
-  FakeAgent& agent = qemu_->agent;
-  agent.arrived = [this](const qapi::Command& command) {
-    recorder_->arrived(kToAgent, command);
-    agent_command_ = command.name;
-    on_agent_step("agent: " + command.name);
-  };
-  agent.answered = [this](const std::string& error) {
-    recorder_->answered(kToAgent, error);
-    on_agent_step("agent has answered " + agent_command_);
-  };
-  qemu_->guest.completed = [this](const Completed& each) { recorder_->completed(each); };
 }
 
 void World::record_step() {
@@ -132,10 +111,14 @@ void World::start_qemu() {
   ++starts_;
   qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
   qemu_->agent.arrived = [this](const qapi::Command& command) {
+    if (recorder_ != nullptr)
+      recorder_->arrived(kToAgent, command);
     agent_command_ = command.name;
     on_agent_step("agent: " + command.name);
   };
-  qemu_->agent.answered = [this](const std::string& /*error*/) {
+  qemu_->agent.answered = [this](const std::string& error) {
+    if (recorder_ != nullptr)
+      recorder_->answered(kToAgent, error);
     on_agent_step("agent has answered " + agent_command_);
   };
   qemu_->agent.refusal = [this]() -> std::optional<std::string> {
@@ -143,9 +126,20 @@ void World::start_qemu() {
       return "a fault of the simulator";
     return std::nullopt;
   };
-  look_on();
   set_timing();
   FakeQemu& fake = qemu_->fake;
+  fake.hooks().arrived = [this](const qapi::Command& command) {
+    if (recorder_ != nullptr)
+      recorder_->arrived(kToQemu, command);
+  };
+  fake.hooks().answered = [this](const std::string& error) {
+    if (recorder_ != nullptr)
+      recorder_->answered(kToQemu, error);
+  };
+  qemu_->guest.completed = [this](const Completed& each) {
+    if (recorder_ != nullptr)
+      recorder_->completed(each);
+  };
   if (!schedule_.old_qemu)
     fake.version() = kQemu10;
   fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {

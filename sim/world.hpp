@@ -127,7 +127,6 @@ class World final : public Host {
   void write_between(const std::string& what, const Process* self);
 
   client::backup::Options options(const SessionSetup& session) const;
-  void look_on();
   void record_step();
   void run_session(const SessionSetup& session);
   void run_recover(bool must_work);
