@@ -73,6 +73,27 @@ bool lies_over(Files& files, const std::string& overlay, const std::string& imag
   return *backing == image || (!files.exists(*backing) && base_name(*backing) == base_name(image));
 }
 
+/// Throws Error (ENOENT) where an overlay lies over another one that has gone: whose it is cannot
+/// be told. `overlays`: those that count and were not found over anything.
+void check_for_orphans(Files& files, const std::set<std::string>& overlays,
+                       const std::set<std::string>& all) {
+  for (const std::string& overlay : overlays) {
+    const std::string backing = files.backing_of(overlay).value_or("");
+    const auto is_it =
+        [&](const std::string& each) {  // on another machine its folder has another name
+          return base_name(each) == base_name(backing) && files.exists(each);
+        };
+    if (session_of(base_name(backing)) && !files.exists(backing) &&
+        std::none_of(all.begin(), all.end(), is_it))
+      fail(
+          ENOENT,
+          "{} lies over {}, which is not there. If that was committed (QEMU's host may have failed "
+          "before the new header was written), 'qemu-img rebase -u -b IMAGE -F FORMAT {}' with the "
+          "image below it puts that right",
+          overlay, backing, overlay);
+  }
+}
+
 }  // namespace
 
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
@@ -186,6 +207,7 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
   std::set<std::string> left = candidates(files, folder_of(start));
   if (!overlay_dir.empty())
     left.merge(candidates(files, files.canonical(overlay_dir)));
+  std::set<std::string> all = left;
   const auto is_old = [&](const std::string& overlay) { return is_committed(files, overlay); };
   std::erase_if(left, is_old);
   std::vector<std::string> chain;
@@ -195,8 +217,10 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
     for (const std::string& candidate : left)
       if (lies_over(files, candidate, below))
         above.push_back(candidate);
-    if (above.empty())
+    if (above.empty()) {
+      check_for_orphans(files, left, all);
       return chain;
+    }
     const std::string last = *std::max_element(
         above.begin(), above.end(),
         [](const auto& a, const auto& b) { return session(a).number < session(b).number; });
@@ -211,6 +235,7 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
     chain.push_back(last);
     if (folder_of(below) != folder_of(start)) {
       left.merge(candidates(files, folder_of(below)));
+      all.insert(left.begin(), left.end());
       std::erase_if(left, is_old);
     }
   }

@@ -59,7 +59,8 @@ std::vector<std::string> overlays_directly_over(Files& files, const std::string&
 
 /// The overlays that lie over an image, lowest first: each is the backing file of the next. Of two
 /// that lie over the same the later counts: the other was below it until it was committed. Throws
-/// Error (EEXIST) where they are of two chains, or the earlier was written to since.
+/// Error (EEXIST) where they are of two chains, or the earlier was written to since; Error (ENOENT)
+/// where an overlay there lies over one that has gone.
 /// `overlay_dir`: where overlays of a block device are, beside which nothing lasting can stand; may
 /// be empty.
 std::vector<std::string> overlays_over(Files& files, const std::string& image,

@@ -468,6 +468,17 @@ TEST_P(Newer, AndTheSessionThatWroteIsKnown) {
   expect_committed(overlay(1));
 }
 
+/// A commit of ours was interrupted, or had just ended, and no repository was named.
+TEST_P(Newer, AndACommitOfTheOverlayHadBegun) {
+  two_overlays();
+  mark_committing(files_, overlay(1));
+  set_modified(overlay(1), kSince);
+  set_modified(overlay(2), kSince);
+  set_modified(base_, kSince + 3600);
+  expect_committed(overlay(2));
+  EXPECT_EQ(files_.list(folder_of(base_)), (List{"disk.img", "truth.raw"}));
+}
+
 /// It had not begun to commit: so it was not the session that wrote to the base.
 TEST_P(Newer, ThoughTheSessionHadNotBegunToCommit) {
   one_overlay();

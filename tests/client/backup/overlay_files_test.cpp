@@ -13,6 +13,7 @@
 #include "base/arithmetic.hpp"
 #include "client/backup/names.hpp"
 #include "client/backup/real/files.hpp"
+#include "tests/client/session/small_file_system.hpp"
 #include "tests/support/patch_file.hpp"
 #include "tests/support/qemu.hpp"
 #include "tests/support/temp_folder.hpp"
@@ -71,7 +72,8 @@ TEST_F(OverlayFiles, AnOverlayIsWhatQemuExpects) {
   EXPECT_EQ(info.at("backing-filename-format").as_string(), "qcow2");
   EXPECT_EQ(info.at("virtual-size").to_number<std::uint64_t>(), kSize);
   EXPECT_EQ(info.at("format-specific").at("data").at("compat").as_string(), "1.1");
-  EXPECT_EQ(files_->list(folder_of(base_)), (List{"disk.qcow2", name_of(1)}));
+  EXPECT_EQ(files_->list(folder_of(base_)),
+            (List{"disk.qcow2", name_of(1), name_of(1) + ".committed.partial"}));
 }
 
 TEST_F(OverlayFiles, GoWithWhatAKilledProcessLeftOfTheFilesBesideThem) {
@@ -81,6 +83,24 @@ TEST_F(OverlayFiles, GoWithWhatAKilledProcessLeftOfTheFilesBesideThem) {
   remove_overlay(*files_, elsewhere(1), base_);
   EXPECT_EQ(files_->list(folder_of(base_)), (List{"disk.qcow2"}));
   EXPECT_EQ(files_->list(folder_of(elsewhere(1))), List{});
+}
+
+/// Which they may have filled themselves.
+TEST_F(OverlayFiles, AreMarkedWhereNoSpaceIsLeft) {
+  const testing::SmallFileSystem small("1m");
+  const std::string overlay = small.path() + "/" + name_of(1);
+  create(overlay);
+  for (int i = 0; i < 2; ++i) {
+    std::ofstream filler(small.path() + "/filler" + std::to_string(i));
+    filler << std::string(kSize, 'x') << std::flush;
+    ASSERT_TRUE(filler.fail());
+    mark_committed(*files_, overlay);
+    EXPECT_TRUE(is_committed(*files_, overlay));
+    unmark(*files_, overlay);
+    EXPECT_FALSE(is_committed(*files_, overlay));
+  }
+  EXPECT_TRUE(remove_overlay(*files_, overlay, base_));
+  EXPECT_EQ(files_->list(small.path()), (List{"filler0", "filler1"}));
 }
 
 TEST_F(OverlayFiles, OfEverySizeReadAsTheirBase) {
@@ -200,6 +220,36 @@ TEST_F(OverlayFiles, AChainGoesOnInTheOtherFolder) {
   create(elsewhere(1));
   create_over(elsewhere(2), elsewhere(1));
   EXPECT_EQ(over_base(), (List{elsewhere(1), elsewhere(2)}));
+}
+
+/// A host that failed may have kept a header as it was before a commit.
+TEST_F(OverlayFiles, OverOneThatHasGoneAreAnError) {
+  create(beside(1));
+  create_over(beside(2), beside(1));
+  files_->remove(beside(1));
+  try {
+    over_base();
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.error_number(), ENOENT);
+    EXPECT_EQ(std::string(error.what())
+                  .find(beside(2) + " lies over " + beside(1) + ", which is not there. "),
+              0U)
+        << error.what();
+  }
+  mark_committed(*files_, beside(2));
+  EXPECT_EQ(over_base(), List{});
+}
+
+/// QEMU's, by names that are none here.
+TEST_F(OverlayFiles, OfAnotherDiskByNamesOfAnotherMachineAreNoMatter) {
+  const auto other = [&](std::uint32_t number) {
+    return folder_of(base_) + "/" + overlay_file_name({"0123abcd", number}, "vdb");
+  };
+  create_overlay(*files_, other(1), base_, kSize, "/mnt/qemu/vdb.qcow2", image::Format::qcow2);
+  create_overlay(*files_, other(2), base_, kSize, "/mnt/qemu/" + std::string(base_name(other(1))),
+                 image::Format::qcow2);
+  EXPECT_EQ(over_base(), List{});
 }
 
 TEST_F(OverlayFiles, AChainIsFoundThroughALinkToTheImage) {
