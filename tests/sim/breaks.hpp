@@ -23,7 +23,8 @@ inline constexpr Break kBreaks[] = {
     {"bitmap-dropped-before-fsync", "it goes when its map was read, not when the data is there",
      14},
     {"dirty-bits-dropped", "a failed session's bitmap is removed, not merged", 9},
-    {"put-back-in-two-steps", "the failed session's bitmap is merged, then the old one records", 0},
+    {"put-back-in-two-steps", "the failed session's bitmap is merged, then the old one records",
+     6071},
     {"inconsistent-bitmap-used", "a bitmap that a crash made inconsistent is taken as a map", 18},
     {"lowest-overlay-alone-copied", "what failed sessions' overlays have is not copied", 15},
     {"overlay-removed-before-commit", "the overlay's file goes before its commit has ended", 1},
@@ -45,7 +46,7 @@ inline constexpr Break kBreaks[] = {
     {"nobody-stands-in", "a guest stays frozen when its guardian dies and QEMU hangs", 47321},
     {"nbd-server-forgotten", "a server that did not stop is taken for one that does not run",
      72344},
-    {"new-disk-left-out", "a disk that the last restore point lacks is not backed up", 0},
+    {"new-disk-left-out", "a disk that the last restore point lacks is not backed up", 39},
     {"journal-trusted", "recover takes an overlay for unused because the journal says so", 1},
 };
 
