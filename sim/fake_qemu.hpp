@@ -155,6 +155,7 @@ class FakeQemu {
   /// been served either meanwhile.
   Clock::Time stalled_until() const { return stalled_until_; }
 
+  const std::string& run_state() const { return run_state_; }
   void set_run_state(std::string state) { run_state_ = std::move(state); }
   /// A guest with werror=enospc waits after a write that failed, until it is told to go on.
   void stop_on_error() {

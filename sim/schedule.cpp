@@ -160,10 +160,11 @@ void draw_named_steps(Schedule& schedule) {
 /// Likewise: who puts things right is not spared.
 void draw_faults_of_recovery(Schedule& schedule) {
   Random random(schedule.seed ^ 0x4ec0);
-  static constexpr FaultKind kKinds[] = {
-      FaultKind::kill_nbdelta,    FaultKind::kill_nbdelta,  FaultKind::kill_qemu,
-      FaultKind::kill_everything, FaultKind::command_error, FaultKind::disconnect,
-      FaultKind::job_error,       FaultKind::interrupt,     FaultKind::file_error};
+  static constexpr FaultKind kKinds[] = {FaultKind::kill_nbdelta,  FaultKind::kill_nbdelta,
+                                         FaultKind::kill_qemu,     FaultKind::kill_everything,
+                                         FaultKind::command_error, FaultKind::disconnect,
+                                         FaultKind::job_error,     FaultKind::interrupt,
+                                         FaultKind::file_error,    FaultKind::overlay_full};
   for (SessionSetup& session : schedule.sessions)
     if (random.chance(40))
       session.recover_faults.push_back({.kind = random.pick(kKinds),
@@ -173,6 +174,35 @@ void draw_faults_of_recovery(Schedule& schedule) {
     schedule.offline_faults.push_back({.kind = FaultKind::kill_nbdelta,
                                        .step = static_cast<std::uint32_t>(random.below(40)),
                                        .at = {}});
+  if (random.chance(20))
+    schedule.offline_faults.push_back({.kind = FaultKind::overlay_full, .step = 0, .at = {}});
+}
+
+/// Likewise: what must come together to be seen, and seldom does.
+void draw_pairs(Schedule& schedule) {
+  Random random(schedule.seed ^ 0x9a125);
+  struct Pair {
+    Fault first;
+    Fault second;
+  };
+  static const Pair kPairs[] = {
+      {{FaultKind::kill_guardian, 0, "agent has answered guest-fsfreeze-freeze"},
+       {FaultKind::answer_late, 0, "command transaction"}},
+      {{FaultKind::kill_guardian, 0, "agent: guest-fsfreeze-freeze"},
+       {FaultKind::answer_late, 0, "command transaction"}},
+      {{FaultKind::command_error, 0, "command nbd-server-stop"},
+       {FaultKind::plugin_refuses, 0, ""}},
+      {{FaultKind::unplug, 0, "command transaction"},
+       {FaultKind::kill_nbdelta, 0, "command change-backing-file"}},
+      {{FaultKind::unplug, 0, "command transaction"},
+       {FaultKind::kill_nbdelta, 0, "command blockdev-del"}},
+  };
+  for (SessionSetup& session : schedule.sessions)
+    if (random.chance(5)) {
+      const Pair& pair = random.pick(kPairs);
+      session.faults.push_back(pair.first);
+      session.faults.push_back(pair.second);
+    }
 }
 
 std::string text_of(const Fault& fault) {
@@ -225,6 +255,7 @@ Schedule Schedule::of_seed(std::uint64_t seed) {
   draw_latencies(schedule);
   draw_named_steps(schedule);
   draw_faults_of_recovery(schedule);
+  draw_pairs(schedule);
   return schedule;
 }
 

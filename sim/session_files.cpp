@@ -83,17 +83,19 @@ class SimFiles final : public backup::Files {
     change("write " + path);
     if (path.starts_with("/repo/") && host_->strike({FaultKind::repository_full}))
       fail(ENOSPC, "{}: No space left on device", path);
-    if (!prepared(path, text) && no_space_for(path))
+    if (no_space_for(path))
       fail(ENOSPC, "{}: No space left on device", path);
-    store().files().erase(path + kPrepared);
     store().files()[path].text = text;
     done("wrote " + path);
   }
-  void prepare_text(const std::string& path, const std::string& text) override {
-    if (no_space_for(path))
-      fail(ENOSPC, "{}: No space left on device", path);
-    store().files()[path + kPrepared].text = text;
-    look();
+  void rename(const std::string& from, const std::string& to) override {
+    change("rename " + from);
+    const auto found = store().files().find(from);
+    if (found == store().files().end())
+      fail(ENOENT, "{}: cannot be renamed to {}", from, to);
+    store().files()[to] = found->second;
+    store().files().erase(from);
+    done("renamed " + from);
   }
   std::vector<std::string> list(const std::string& folder) override {
     look();
@@ -122,8 +124,6 @@ class SimFiles final : public backup::Files {
     done("removed " + path);
   }
   void remove(const std::string& path) override {
-    look();
-    store().files().erase(path + kPrepared);
     if (!exists(path))
       return;
     change("remove " + path);
@@ -143,18 +143,15 @@ class SimFiles final : public backup::Files {
   }
 
  private:
-  static constexpr const char* kPrepared = ".partial";
-
   Store& store() { return host_->store(); }
-  bool prepared(const std::string& path, const std::string& text) {
-    const auto found = store().files().find(path + kPrepared);
-    return found != store().files().end() && found->second.text == text;
-  }
-  /// Where the overlays' storage is full, and it is a mark beside one of them.
+  /// Of marks beside an overlay that has filled its storage.
   bool no_space_for(const std::string& path) {
-    constexpr std::string_view kMark = ".committed";
+    constexpr std::string_view kEnd = ".qcow2";
+    const std::size_t end = path.rfind(kEnd);
+    const bool is_mark = path.starts_with("/vm/nbdelta-") && end != std::string::npos &&
+                         end + kEnd.size() != path.size();
     const MemoryImage* overlay =
-        path.ends_with(kMark) ? store().image(path.substr(0, path.size() - kMark.size())) : nullptr;
+        is_mark ? store().image(path.substr(0, end + kEnd.size())) : nullptr;
     return overlay != nullptr && overlay->full;
   }
   void look() const {

@@ -146,7 +146,7 @@ class World final : public Host {
   void await_guardians();
   void end_faults();
   void ensure_guest();
-  std::vector<std::size_t> disks_to_recover() const;
+  std::vector<std::size_t> disks_to_recover();
   void recover_offline(const std::vector<std::size_t>& disks, bool must_work);
   void set_timing();
   void on_switch();
@@ -163,6 +163,7 @@ class World final : public Host {
   std::optional<client::repository::Manifest> latest_point() const;
   void check_removal(const qapi::BlockDirtyBitmapRemove& command);
   void check_held();
+  void check_space();
   void check_points();
   void check_clean();
   WriteNumber read_file(const std::string& path, std::uint64_t granule);

@@ -33,6 +33,8 @@ void World::check_window(const std::string& what, const Process* self) {
 }
 
 void World::removed(const std::string& path) {
+  if (path.ends_with("/nbdelta-session.json"))
+    journal_is_in_doubt_ = false;
   if (!qemu_ || qemu_->process.doomed())
     return;
   for (const auto& node : qemu_->fake.graph().nodes())
@@ -91,6 +93,18 @@ void World::check_held() {
   else if (time_.now() - std::max(*held_since_, qemu_->fake.stalled_until()) > kLongestHold &&
            !guardian_was_killed_ && stops_ < 2)
     violated("a commit holds the guest's writes back");
+}
+
+/// A guest that had no room goes on when the session's overlays have gone. Where the session could
+/// not see to that, its journal is left for whoever can.
+void World::check_space() {
+  if (!guest_lives() || qemu_->fake.run_state() != "io-error" || schedule_.by_overlay)
+    return;
+  for (const auto& [path, file] : store_.files())
+    if (path.starts_with("/vm/nbdelta-") || path.ends_with("/nbdelta-session.json") ||
+        (file.image && file.image->full))
+      return;
+  violated("the guest stands, though there is room");
 }
 
 void World::check_always() {

@@ -13,6 +13,7 @@ using namespace std::chrono_literals;
 namespace {
 
 constexpr Clock::Duration kStop = 90s;  // from SIGSTOP to SIGCONT
+constexpr std::string_view kJournal = "/nbdelta-session.json";
 constexpr std::uint64_t kMostSteps = 20'000;
 
 /// Whether a session may have to go on without having seen the guest thaw. A guest that has no room
@@ -39,7 +40,7 @@ std::optional<FaultKind> World::strike(std::initializer_list<FaultKind> kinds) {
     const FaultKind kind = it->kind;
     faults_.erase(it);
     thaw_is_disturbed_ |= disturbs_thaw(kind);
-    journal_is_in_doubt_ |= kind == FaultKind::file_error;
+    journal_is_in_doubt_ |= kind == FaultKind::file_error && current_step_.ends_with(kJournal);
     log(fmt::format("!! {}", name_of(kind)));
     note(fmt::format("fault: {}", name_of(kind)));
     if (recorder_ != nullptr)

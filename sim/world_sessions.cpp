@@ -8,6 +8,7 @@
 #include "client/backup/offline.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "sim/session_environment.hpp"
+#include "sim/session_files.hpp"
 #include "sim/world.hpp"
 
 // The processes of nbdelta, the sessions that they are, and what an operator does after each.
@@ -273,18 +274,14 @@ void World::recover_offline(const std::vector<std::size_t>& disks, bool must_wor
       must_work);
 }
 
-/// Those that check-start refuses.
-std::vector<std::size_t> World::disks_to_recover() const {
+/// Those that check-start refuses, and whose guest is not started on an overlay.
+std::vector<std::size_t> World::disks_to_recover() {
+  const auto files = session_files(*this, user_);
   std::vector<std::size_t> disks;
-  for (std::size_t i = 0; i < contents_.size(); ++i) {
-    const std::string image(backup::base_name(image_path(i)));
-    for (const auto& [path, file] : store_.files())
-      if (path.starts_with("/vm/nbdelta-") && path.ends_with("-" + disk_name(i) + ".qcow2") &&
-          store_.files().count("/vm/nbdelta-current-" + image) == 0) {
-        disks.push_back(i);
-        break;
-      }
-  }
+  for (std::size_t i = 0; i < contents_.size(); ++i)
+    if (!files->exists("/vm/nbdelta-current-" + std::string(backup::base_name(image_path(i)))) &&
+        !backup::overlays_over(*files, image_path(i)).empty())
+      disks.push_back(i);
   return disks;
 }
 
@@ -311,6 +308,10 @@ void World::run() {
     ensure_guest();
     write_now(session.writes_before, random_);
     begin_faults(session.faults);
+    if (!frozen_since_ && !held_since_) {
+      guardian_was_killed_ = false;
+      stops_ = 0;
+    }
     interrupted_ = listens_ = told_of_threshold_ = false;
     pulling_ = 0;
     if (recorder_ != nullptr)
@@ -320,6 +321,7 @@ void World::run() {
     if (recorder_ != nullptr)
       recorder_->end_session(outcome_);
     await_guardians();
+    check_space();
     end_faults();
     if (!unplugged_.empty())
       replug();

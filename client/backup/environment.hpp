@@ -63,8 +63,8 @@ class Files {
   virtual std::optional<std::string> read_text(const std::string& path) = 0;
   /// Replaces the file as a whole; durable on return.
   virtual void write_text(const std::string& path, const std::string& text) = 0;
-  /// A write_text() of the same text needs no space from now on. remove() takes that back.
-  virtual void prepare_text(const std::string& path, const std::string& text) = 0;
+  /// In the same folder; durable on return. A file that has the new name already goes.
+  virtual void rename(const std::string& from, const std::string& to) = 0;
   /// Names in a folder; none where it does not exist.
   virtual std::vector<std::string> list(const std::string& folder) = 0;
   virtual void make_folder(const std::string& path) = 0;

@@ -21,7 +21,8 @@ constexpr Clock::Duration kPoll = 250ms;       // events shorten it
 constexpr Clock::Duration kCompletion = 120s;  // from job-complete to pending, and to the end
 constexpr Clock::Duration kCancel = 30s;
 constexpr Clock::Duration kAnswer = qmp::Client::kTimeout;
-constexpr Clock::Duration kHurry = 5s;  // for an answer while the guest's writes may wait
+constexpr Clock::Duration kFlush = 10min;  // of a cache of gigabytes, on a slow storage
+constexpr Clock::Duration kHurry = 5s;     // for an answer while the guest's writes may wait
 
 /// The guest writes faster than the job copies, also after the job was told to complete.
 class Outrun : public Error {
@@ -84,8 +85,10 @@ asio::awaitable<void> cancel(qmp::Client& qmp, std::string id) {
     refusal = std::current_exception();
   }
   if (refusal) {
-    const qapi::JobInfo job = co_await must_query(qmp, id);
-    if (job.status != "concluded")
+    const std::optional<qapi::JobInfo> job = co_await query_job(qmp, id);
+    if (!job)
+      co_return;
+    if (job->status != "concluded")
       std::rethrow_exception(refusal);
   }
   co_await wait_until_concluded(qmp, id, kCancel);
@@ -386,16 +389,17 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
   co_await qmp.call(reopen);
 }
 
-/// There is no QMP command for it. What the human monitor says is of no use; where there is none,
-/// and QEMU runs here, the sync does it.
+/// First from here: where QEMU's host is this one, nothing is left for QEMU to do then, which holds
+/// the guest and QMP up meanwhile. There is no QMP command for it, and what the human monitor says
+/// is of no use.
 asio::awaitable<void> flush(qmp::Client& qmp, Files& files, std::string node, std::string local) {
+  files.sync(local);
   try {
     const qapi::HumanMonitorCommand flush{.command_line =
                                               fmt::format("qemu-io \"{}\" flush", node)};
-    co_await qmp.call(flush);
-  } catch (const qapi::CommandError&) {
+    co_await qmp.call(flush, kFlush);
+  } catch (const qapi::CommandError&) {  // it has no human monitor
   }
-  files.sync(local);
 }
 
 asio::awaitable<std::string> remove_node(qmp::Client& qmp, std::string node) {

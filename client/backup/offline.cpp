@@ -38,12 +38,14 @@ bool ran_on(const std::optional<Journal>& journal, const std::string& base,
 bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::vector<std::string>& overlays,
                              const std::optional<Journal>& journal) {
+  if (overlays.empty())
+    return false;
+  if (is_committing(files, overlays.front()) && !broken("offline-commit-not-noted"))
+    return false;  // by a recover --offline that was interrupted
   std::optional<std::int64_t> written;
   for (const std::string& overlay : overlays) {
     if (files.overlay_is_empty(overlay))
       continue;  // nothing of it can be put over what is newer
-    if (is_committing(files, overlay) && !broken("offline-commit-not-noted"))
-      return false;  // by a recover --offline that was interrupted
     const bool of_session = is_of(journal, overlay);
     if ((of_session || ran_on(journal, base, overlay)) &&
         (journal->phase == phase::kAbsorb || journal->phase == phase::kCommit ||
@@ -112,7 +114,13 @@ Settled recover_offline(Environment& environment, const std::string& image,
       remove_overlay(files, overlay, base);
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
-    mark_committing(files, top);
+    if (overlays.size() == 1) {
+      files.check_unused(base);
+      try {
+        mark_committing(files, top);
+      } catch (const Error&) {  // no room, which this makes; interrupted, it is asked about
+      }
+    }
     // An empty one too: its QEMU may not have written its tables yet, and has it locked.
     environment.commit_offline(top);
     settled.done.push_back(fmt::format("committed {} into {}", top,

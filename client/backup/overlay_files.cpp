@@ -11,6 +11,7 @@ namespace nbdelta::client::backup {
 namespace {
 
 constexpr std::string_view kPointer = ".at";
+constexpr std::string_view kUncommitted = ".uncommitted";
 constexpr std::string_view kCommitted = ".committed";
 constexpr std::string_view kCommitting = ".committing";
 constexpr std::size_t kMostOverlays = 256;
@@ -25,17 +26,32 @@ std::string first_line(Files& files, const std::string& path) {
   return text.substr(0, text.find('\n'));
 }
 
-std::string mark_path(const std::string& overlay) {
-  return overlay + std::string(kCommitted);
+std::string mark_path(const std::string& overlay, std::string_view kind) {
+  return overlay + std::string(kind);
 }
 
-std::string committing_path(const std::string& overlay) {
-  return overlay + std::string(kCommitting);
+/// The mark that an overlay bears, or could bear: its own name, since nothing else of that file
+/// name counts, and the file name of its base.
+std::string text_of_mark(const std::string& overlay, std::string_view base) {
+  return fmt::format("{}\n{}\n", base_name(overlay), base_name(base));
 }
 
-/// Says whose it is: nothing else of that name counts.
-std::string mark_of(const std::string& overlay) {
-  return fmt::format("{}\n", base_name(overlay));
+bool bears(Files& files, const std::string& overlay, std::string_view kind) {
+  return first_line(files, mark_path(overlay, kind)) == base_name(overlay);
+}
+
+/// The file name of an image, or of the base of one that is an overlay; empty: not known.
+std::string base_of(Files& files, const std::string& image) {
+  if (!session_of(base_name(image)))
+    return std::string(base_name(image));
+  for (const std::string_view kind : {kUncommitted, kCommitted}) {
+    if (!bears(files, image, kind))
+      continue;
+    const std::string text = files.read_text(mark_path(image, kind)).value_or("");
+    const std::string rest = text.substr(text.find('\n') + 1);
+    return rest.substr(0, rest.find('\n'));
+  }
+  return std::string();
 }
 
 /// Every overlay that the folder of an image holds or points to, or that has left its mark there.
@@ -51,7 +67,7 @@ std::set<std::string> candidates(Files& files, const std::string& folder) {
       found.insert(files.canonical(folder) + "/" + overlay);
     } else if (name.ends_with(kPointer)) {
       const std::string target = first_line(files, folder + "/" + name);
-      if (!files.exists(target) && files.read_text(mark_path(target)) != mark_of(target))
+      if (!files.exists(target) && !is_committed(files, target))
         fail(ENOENT,
              "{}/{} points to the overlay '{}', which is not there: is its storage mounted?",
              folder, name, target);
@@ -73,24 +89,27 @@ bool lies_over(Files& files, const std::string& overlay, const std::string& imag
   return *backing == image || (!files.exists(*backing) && base_name(*backing) == base_name(image));
 }
 
-/// Throws Error (ENOENT) where an overlay lies over another one that has gone: whose it is cannot
-/// be told. `overlays`: those that count and were not found over anything.
-void check_for_orphans(Files& files, const std::set<std::string>& overlays,
-                       const std::set<std::string>& all) {
+/// Throws Error (ENOENT) where an overlay of the image lies over another one that has gone.
+/// `overlays`: those that count and were not found over anything.
+void check_for_orphans(Files& files, const std::string& image,
+                       const std::set<std::string>& overlays, const std::set<std::string>& all) {
+  const std::string wanted = base_of(files, image);
   for (const std::string& overlay : overlays) {
     const std::string backing = files.backing_of(overlay).value_or("");
-    const auto is_it =
-        [&](const std::string& each) {  // on another machine its folder has another name
-          return base_name(each) == base_name(backing) && files.exists(each);
-        };
-    if (session_of(base_name(backing)) && !files.exists(backing) &&
-        std::none_of(all.begin(), all.end(), is_it))
-      fail(
-          ENOENT,
-          "{} lies over {}, which is not there. If that was committed (QEMU's host may have failed "
-          "before the new header was written), 'qemu-img rebase -u -b IMAGE -F FORMAT {}' with the "
-          "image below it puts that right",
-          overlay, backing, overlay);
+    // On another machine its folder has another name.
+    const auto is_it = [&](const std::string& each) {
+      return base_name(each) == base_name(backing) && files.exists(each);
+    };
+    if (!session_of(base_name(backing)) || files.exists(backing) ||
+        std::any_of(all.begin(), all.end(), is_it))
+      continue;
+    const std::string base = base_of(files, overlay);
+    if (base == wanted || base.empty() || wanted.empty())
+      fail(ENOENT,
+           "{} lies over {}, which is not there. If that was committed (QEMU's host may have "
+           "failed before the new header was written), 'qemu-img rebase -u -b IMAGE -F FORMAT {}' "
+           "with the image below it puts that right",
+           overlay, backing, overlay);
   }
 }
 
@@ -99,17 +118,17 @@ void check_for_orphans(Files& files, const std::set<std::string>& overlays,
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
                     std::uint64_t disk_size, const std::string& backing,
                     image::Format backing_format) {
-  files.remove(mark_path(overlay));  // of one of that name that has gone, as is the other mark
-  files.remove(committing_path(overlay));
+  for (const std::string_view kind : {kCommitted, kCommitting})
+    files.remove(mark_path(overlay, kind));  // of one of that name that has gone
   files.create_overlay(overlay, disk_size, backing, backing_format);
   try {
-    // It may fill its storage, and only its commit can make room then.
-    files.prepare_text(mark_path(overlay), mark_of(overlay));
+    files.write_text(mark_path(overlay, kUncommitted), text_of_mark(overlay, base));
     if (files.canonical(folder_of(overlay)) != folder_of(base))
       files.write_text(pointer_path(overlay, base), overlay + "\n");
   } catch (const Error&) {
     files.remove(overlay);
-    files.remove(mark_path(overlay));
+    files.remove(mark_path(overlay, kUncommitted));
+    files.remove(pointer_path(overlay, base));
     throw;
   }
 }
@@ -123,34 +142,31 @@ void remove_current(Files& files, const std::string& overlay) {
 }
 
 void mark_committed(Files& files, const std::string& overlay) {
-  files.write_text(mark_path(overlay), mark_of(overlay));
+  if (bears(files, overlay, kUncommitted))
+    files.rename(mark_path(overlay, kUncommitted), mark_path(overlay, kCommitted));
+  else
+    files.write_text(mark_path(overlay, kCommitted), text_of_mark(overlay, ""));
 }
 
 void unmark_committed(Files& files, const std::string& overlay) {
-  files.remove(mark_path(overlay));
-  try {
-    files.prepare_text(mark_path(overlay), mark_of(overlay));  // there is room, of that one
-  } catch (const Error&) {  // the next mark may find none, and says so
-  }
+  if (is_committed(files, overlay))
+    files.rename(mark_path(overlay, kCommitted), mark_path(overlay, kUncommitted));
 }
 
 bool is_committed(Files& files, const std::string& overlay) {
-  return files.read_text(mark_path(overlay)) == mark_of(overlay);
+  return bears(files, overlay, kCommitted);
 }
 
 void mark_committing(Files& files, const std::string& overlay) {
-  files.write_text(committing_path(overlay), mark_of(overlay));
+  files.write_text(mark_path(overlay, kCommitting), text_of_mark(overlay, ""));
+}
+
+void unmark_committing(Files& files, const std::string& overlay) {
+  files.remove(mark_path(overlay, kCommitting));
 }
 
 bool is_committing(Files& files, const std::string& overlay) {
-  return files.read_text(committing_path(overlay)) == mark_of(overlay);
-}
-
-void unmark(Files& files, const std::string& overlay) {
-  if (is_committed(files, overlay))
-    unmark_committed(files, overlay);
-  if (is_committing(files, overlay))
-    files.remove(committing_path(overlay));
+  return bears(files, overlay, kCommitting);
 }
 
 bool is_half_made(Files& files, const std::string& overlay) {
@@ -168,13 +184,12 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
     }
   }
   if (broken("mark-removed-first"))
-    files.remove(mark_path(overlay));
+    files.remove(mark_path(overlay, kCommitted));
   files.remove(overlay);
   if (!base.empty())
     files.remove(pointer_path(overlay, base));
-  if (is_committing(files, overlay))
-    files.remove(committing_path(overlay));
-  files.remove(mark_path(overlay));
+  for (const std::string_view kind : {kCommitting, kUncommitted, kCommitted})
+    files.remove(mark_path(overlay, kind));
   return was_there;
 }
 
@@ -218,7 +233,7 @@ std::vector<std::string> overlays_over(Files& files, const std::string& image,
       if (lies_over(files, candidate, below))
         above.push_back(candidate);
     if (above.empty()) {
-      check_for_orphans(files, left, all);
+      check_for_orphans(files, start, left, all);
       return chain;
     }
     const std::string last = *std::max_element(

@@ -13,8 +13,9 @@ namespace nbdelta::client::backup {
 /// case `nbdelta-CHAIN-NUMBER-DISK.qcow2.at` beside the base says where, so that nobody starts a
 /// guest without its overlay. `nbdelta-CHAIN-NUMBER-DISK.qcow2.committed` beside the overlay says
 /// that the base has all that the overlay has, durably, and that the guest writes to the base, or
-/// is about to: the overlay counts for nothing any more, whoever finds it. Paths are this
-/// machine's.
+/// is about to: the overlay counts for nothing any more, whoever finds it. It is renamed from
+/// `….uncommitted`, which was made with the overlay: that needs no space, where the overlay has
+/// taken all. Paths are this machine's.
 
 /// Throws Error; nothing is left then.
 void create_overlay(Files& files, const std::string& overlay, const std::string& base,
@@ -33,13 +34,11 @@ void mark_committed(Files& files, const std::string& overlay);
 void unmark_committed(Files& files, const std::string& overlay);
 bool is_committed(Files& files, const std::string& overlay);
 
-/// While no guest runs, until remove_overlay(): what is below is written to by a commit of this
-/// overlay, which can be begun again where it was interrupted. Durable on return.
+/// While no guest runs, until remove_overlay(): its base is written to by a commit of this overlay,
+/// which can be begun again where it was interrupted. Durable on return.
 void mark_committing(Files& files, const std::string& overlay);
+void unmark_committing(Files& files, const std::string& overlay);
 bool is_committing(Files& files, const std::string& overlay);
-
-/// A guest runs on the overlay: no mark of it holds.
-void unmark(Files& files, const std::string& overlay);
 
 /// Where an overlay goes that was not committed: the earlier ones of its chain that lie over the
 /// same were below it until they were committed, and the last of them would count without it.

@@ -81,7 +81,7 @@ asio::awaitable<void> Quiescence::freeze(repository::Window& window) {
 }
 
 asio::awaitable<void> Quiescence::during(asio::awaitable<void> operation) {
-  if (frozen_ && !broken("nobody-stands-in"))
+  if (sent_ && guardian_ && !broken("nobody-stands-in"))
     co_await either(std::move(operation), stand_in());
   else
     co_await std::move(operation);

@@ -97,8 +97,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   }
   co_await write_current_files(journal);
   co_await remove_loose(journal);
-  if (made_room_ && settled_.problems.empty() && !settled_.overlay_kept)
-    co_await resume_without_space();
+  if (made_room_ || journal) {  // one that was interrupted may have made room
+    const auto problem = co_await try_step([&] { return resume_without_space(); });
+    if (problem)
+      settled_.problems.push_back(fmt::format("the guest stands without space: {}", *problem));
+  }
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -195,7 +198,11 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
       fail(EBUSY, "runs on an overlay of another backup: {}", overlay.path);
 
   for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
-    unmark(environment_->files(), overlay.local);
+  {
+    unmark_committed(environment_->files(), overlay.local);
+    if (is_committing(environment_->files(), overlay.local))
+      unmark_committing(environment_->files(), overlay.local);
+  }
   if (!broken("stale-header"))
     co_await name_backing_files(disk);
   mark_what_was_below(disk);
@@ -345,7 +352,7 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
 /// A guest that QEMU has stopped since an overlay found no room.
 asio::awaitable<void> Settler::resume_without_space() {
   const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
-  if (state.status != "io-error")
+  if (state.status != "io-error" || broken("guest-without-space-left"))
     co_return;
   const auto devices = co_await qmp_->call(qapi::QueryBlock{});
   if (std::none_of(devices.begin(), devices.end(),
@@ -353,8 +360,7 @@ asio::awaitable<void> Settler::resume_without_space() {
     co_return;
   co_await qmp_->call(qapi::Cont{});
   settled_.resumed =
-      "the guest had been stopped, with no space left for what it wrote; overlays "
-      "have made room, and it was let go on";
+      "the guest had been stopped, with no space left for what it wrote, and was let go on";
   settled_.done.push_back(settled_.resumed);
 }
 

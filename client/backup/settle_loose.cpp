@@ -170,13 +170,14 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
       if (!broken("earlier-overlay-left-to-count"))
         mark_committed_before(files, local, overlays);
       drop_overlay(local, what.base);
-    } else if (bases.count(what.base))
+    } else if (bases.count(what.base)) {
+      unmark_committing(files, local);  // the guest has written to the base meanwhile
       settled_.problems.push_back(fmt::format(
           "{}: QEMU was started without its overlay {}, which holds what the guest wrote before; "
           "it is left where it is. Shut the guest down at once and run 'nbdelta recover --offline "
           "{}'",
           what.disk, local, what.base));
-    else
+    } else
       settled_.problems.push_back(fmt::format(
           "{}: holds what the guest wrote, and no disk runs on it; it is left. 'nbdelta recover "
           "--offline {}' commits it when nobody uses that image",

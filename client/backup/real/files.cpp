@@ -153,17 +153,19 @@ class RealFiles final : public Files {
   }
 
   void write_text(const std::string& path, const std::string& text) override {
-    if (read_text(partial_of(path)) == text)
-      File::open(partial_of(path), O_RDONLY | O_NOFOLLOW).sync();
-    else
-      prepare_text(path, text);
-    rename(partial_of(path), path);
+    const std::string partial = partial_of(path);
+    {
+      const File file = File::open(partial, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
+      file.write_at(bytes_of(text), 0);
+      file.sync();
+    }
+    rename(partial, path);
   }
 
-  void prepare_text(const std::string& path, const std::string& text) override {
-    const File file = File::open(partial_of(path), O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW, 0644);
-    file.write_at(bytes_of(text), 0);
-    file.sync();
+  void rename(const std::string& from, const std::string& to) override {
+    if (::rename(from.c_str(), to.c_str()) != 0)
+      fail_errno("{}: cannot be renamed to {}", from, to);
+    sync_folder_of(to);
   }
 
   std::vector<std::string> list(const std::string& folder) override {
@@ -235,12 +237,6 @@ class RealFiles final : public Files {
 
  private:
   static std::string partial_of(const std::string& path) { return path + ".partial"; }
-
-  static void rename(const std::string& from, const std::string& to) {
-    if (::rename(from.c_str(), to.c_str()) != 0)
-      fail_errno("{}: cannot be renamed to {}", from, to);
-    sync_folder_of(to);
-  }
 
   /// QEMU must be able to open the overlay, whoever it runs as.
   static void own_like(const File& file, const std::string& backing) {

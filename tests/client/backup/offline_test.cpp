@@ -270,6 +270,16 @@ TEST_P(Offline, AStackWhoseTopIsInUseIsAnErrorThatChangesNothing) {
   EXPECT_EQ(read_file(overlay(1)), lower);
 }
 
+TEST_P(Offline, ABaseThatIsInUseGetsNoMark) {
+  one_overlay();
+  {
+    const NbdServer guest = NbdServer::qemu_nbd(base_, format());
+    EXPECT_THROW(recover(), Error);
+  }
+  EXPECT_FALSE(is_committing(files_, overlay(1)));
+  EXPECT_TRUE(files_.exists(overlay(1)));
+}
+
 TEST_P(Offline, ABaseThatIsBeingReadIsAnErrorThatChangesNothing) {
   one_overlay();
   const NbdServer reader = NbdServer::delta({"image=" + base_, "format=" + format()});
@@ -470,13 +480,22 @@ TEST_P(Newer, AndTheSessionThatWroteIsKnown) {
 
 /// A commit of ours was interrupted, or had just ended, and no repository was named.
 TEST_P(Newer, AndACommitOfTheOverlayHadBegun) {
-  two_overlays();
+  one_overlay();
   mark_committing(files_, overlay(1));
+  set_modified(overlay(1), kSince);
+  set_modified(base_, kSince + 3600);
+  expect_committed(overlay(1));
+  EXPECT_EQ(files_.list(folder_of(base_)), (List{"disk.img", "truth.raw"}));
+}
+
+/// Which had written to the overlay below.
+TEST_P(Newer, ThoughACommitOfTheUpperOverlayHadBegun) {
+  two_overlays();
+  mark_committing(files_, overlay(2));
   set_modified(overlay(1), kSince);
   set_modified(overlay(2), kSince);
   set_modified(base_, kSince + 3600);
-  expect_committed(overlay(2));
-  EXPECT_EQ(files_.list(folder_of(base_)), (List{"disk.img", "truth.raw"}));
+  expect_left(overlay(2));
 }
 
 /// It had not begun to commit: so it was not the session that wrote to the base.

@@ -73,7 +73,7 @@ TEST_F(OverlayFiles, AnOverlayIsWhatQemuExpects) {
   EXPECT_EQ(info.at("virtual-size").to_number<std::uint64_t>(), kSize);
   EXPECT_EQ(info.at("format-specific").at("data").at("compat").as_string(), "1.1");
   EXPECT_EQ(files_->list(folder_of(base_)),
-            (List{"disk.qcow2", name_of(1), name_of(1) + ".committed.partial"}));
+            (List{"disk.qcow2", name_of(1), name_of(1) + ".uncommitted"}));
 }
 
 TEST_F(OverlayFiles, GoWithWhatAKilledProcessLeftOfTheFilesBesideThem) {
@@ -96,7 +96,8 @@ TEST_F(OverlayFiles, AreMarkedWhereNoSpaceIsLeft) {
     ASSERT_TRUE(filler.fail());
     mark_committed(*files_, overlay);
     EXPECT_TRUE(is_committed(*files_, overlay));
-    unmark(*files_, overlay);
+    EXPECT_THROW(mark_committing(*files_, overlay), Error);
+    unmark_committed(*files_, overlay);
     EXPECT_FALSE(is_committed(*files_, overlay));
   }
   EXPECT_TRUE(remove_overlay(*files_, overlay, base_));
@@ -239,6 +240,19 @@ TEST_F(OverlayFiles, OverOneThatHasGoneAreAnError) {
   }
   mark_committed(*files_, beside(2));
   EXPECT_EQ(over_base(), List{});
+}
+
+/// Many guests may have their images in one folder.
+TEST_F(OverlayFiles, OverOneThatHasGoneAreNoMatterToOtherImages) {
+  const std::string other = folder_ / "images/other.qcow2";
+  create_image(other, "qcow2", kSize);
+  create(beside(1));
+  create_overlay(*files_, beside(2), base_, kSize, beside(1), image::Format::qcow2);
+  files_->remove(beside(1));
+  EXPECT_THROW(over_base(), Error);
+  EXPECT_EQ(overlays_over(*files_, other), List{});
+  files_->remove(beside(2) + ".uncommitted");  // whose it is cannot be told
+  EXPECT_THROW(overlays_over(*files_, other), Error);
 }
 
 /// QEMU's, by names that are none here.
