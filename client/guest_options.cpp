@@ -129,8 +129,11 @@ backup::Options GuestOptions::interpret() const {
     for (const std::string& rule : paths)
       rules.push_back(backup::Paths::parse_rule(rule));
     options.paths = backup::Paths(std::move(rules));
-    if (!overlay_dir.empty())
+    if (!overlay_dir.empty()) {
       options.overlay_dir = std::filesystem::canonical(overlay_dir).string();
+      if (!std::filesystem::is_directory(options.overlay_dir))
+        fail(ENOTDIR, "--overlay-dir {}: is no folder", overlay_dir);
+    }
   } catch (const Error& error) {
     throw target::UsageError(error.error_number(), error.what());
   } catch (const std::filesystem::filesystem_error& error) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <span>
 #include <vector>
 
 #include "base/arithmetic.hpp"
@@ -9,6 +10,10 @@
 
 namespace nbdelta::image {
 namespace {
+
+bool begins_with_magic(std::span<const std::byte> bytes) {
+  return bytes.size() >= 4 && std::memcmp(bytes.data(), "QFI\xfb", 4) == 0;
+}
 
 using namespace qcow2;
 
@@ -40,7 +45,7 @@ class HeaderParser {
   void read_first_cluster() {
     bytes_.resize(std::min<std::uint64_t>(file_size_, kMostHeaderBytes));
     file_.read_exactly_at(bytes_, 0);
-    if (bytes_.size() < 4 || std::memcmp(bytes_.data(), "QFI\xfb", 4) != 0)
+    if (!begins_with_magic(bytes_))
       refuse("is not a qcow2 image (no magic at offset 0); say format=raw for a raw one");
     if (bytes_.size() < kVersion2HeaderLength)
       refuse("qcow2 header: is cut off: the file has {} bytes", file_size_);
@@ -287,6 +292,12 @@ const Qcow2Header::Region* Qcow2Header::region_at(std::uint64_t offset,
 
 Qcow2Header read_qcow2_header(const File& file) {
   return HeaderParser(file).parse();
+}
+
+bool has_qcow2_magic(const File& file) {
+  std::vector<std::byte> bytes(4);
+  bytes.resize(file.read_at(bytes, 0));
+  return begins_with_magic(bytes);
 }
 
 }  // namespace nbdelta::image

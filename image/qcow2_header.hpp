@@ -57,4 +57,8 @@ struct Qcow2Header {
 /// Reads and checks. Throws Error that names the file, the field and its value.
 Qcow2Header read_qcow2_header(const File& file);
 
+/// Whether the file begins as a qcow2 image of whatever version does. Throws Error where it cannot
+/// be read.
+bool has_qcow2_magic(const File& file);
+
 }  // namespace nbdelta::image

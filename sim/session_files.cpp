@@ -72,6 +72,9 @@ class SimFiles final : public backup::Files {
     look();
     return store().files().count(path) != 0 || store().folders().count(path) != 0;
   }
+  bool same(const std::string& path, const std::string& other) override {
+    return path == other && exists(path);
+  }
   std::optional<std::string> read_text(const std::string& path) override {
     look();
     const auto found = store().files().find(path);

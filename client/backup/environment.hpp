@@ -38,7 +38,7 @@ class Files {
   /// Whether the image has no data of its own: false where that cannot be told.
   virtual bool overlay_is_empty(const std::string& path) = 0;
   /// The image that a qcow2 image says it lies over, without symbolic links; nothing where it has
-  /// none, or is no qcow2 image.
+  /// none, or is no qcow2 image, or is not there. Throws Error where it cannot be read.
   virtual std::optional<std::string> backing_of(const std::string& path) = 0;
   /// Throws Error where the image cannot be opened for reading.
   virtual void check_readable(const std::string& path) = 0;
@@ -59,6 +59,8 @@ class Files {
   virtual std::int64_t modified_below(const std::string& overlay) = 0;
 
   virtual bool exists(const std::string& path) = 0;
+  /// Whether both paths lead to one file, which is there.
+  virtual bool same(const std::string& path, const std::string& other) = 0;
   /// Nothing where there is no such file.
   virtual std::optional<std::string> read_text(const std::string& path) = 0;
   /// Replaces the file as a whole; durable on return.

@@ -101,17 +101,23 @@ Settled recover_offline(Environment& environment, const std::string& image,
         base, overlays.back(), overlays.back()));
     return settled;
   }
+  const std::string lowest = base_below(files, base);
+  const auto remove_committed = [&](const std::string& overlay) {
+    files.check_unused(overlay);
+    remove_overlay(files, overlay, lowest);
+    settled.done.push_back(fmt::format("removed {}: it had been committed", overlay));
+  };
   // Before anything else: alone, one that was committed would look like the last one.
   for (const std::string& below : images)
     for (const std::string& overlay : overlays_directly_over(files, below))
-      if (!images.count(overlay)) {
-        files.check_unused(overlay);
-        remove_overlay(files, overlay, base);
-        settled.done.push_back(fmt::format("removed {}: it had been committed", overlay));
-      }
-  for (const std::string& overlay : overlays_beside(files, base))
+      if (!images.count(overlay))
+        remove_committed(overlay);
+  for (const std::string& overlay : overlays_beside(files, lowest))
     if (!files.exists(overlay))  // but its mark is there
-      remove_overlay(files, overlay, base);
+      remove_overlay(files, overlay, lowest);
+    else if (base == lowest && is_committed(files, overlay) &&
+             base_of(files, overlay) == base_name(base))
+      remove_committed(overlay);  // it lies over one in another folder
   for (; !overlays.empty(); overlays.pop_back()) {
     const std::string& top = overlays.back();
     if (overlays.size() == 1) {
@@ -125,7 +131,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
     environment.commit_offline(top);
     settled.done.push_back(fmt::format("committed {} into {}", top,
                                        overlays.size() > 1 ? overlays[overlays.size() - 2] : base));
-    remove_overlay(files, top, base);
+    remove_overlay(files, top, lowest);
     settled.done.push_back(fmt::format("removed {}", top));
   }
   return settled;

@@ -56,10 +56,18 @@ std::vector<std::string> overlays_beside(Files& files, const std::string& image)
 /// Overlays whose header names this image. Throws Error where an overlay is pointed to and gone.
 std::vector<std::string> overlays_directly_over(Files& files, const std::string& image);
 
+/// The file name of an image, or of the base of one that is an overlay of ours; empty: not known.
+std::string base_of(Files& files, const std::string& image);
+
+/// The image that the overlays below an image lie over, which is no overlay of ours; the lowest
+/// that is there, where one is missing. Throws Error where one cannot be read.
+std::string base_below(Files& files, const std::string& image);
+
 /// The overlays that lie over an image, lowest first: each is the backing file of the next. Of two
 /// that lie over the same the later counts: the other was below it until it was committed. Throws
 /// Error (EEXIST) where they are of two chains, or the earlier was written to since; Error (ENOENT)
-/// where an overlay there lies over one that has gone.
+/// where an overlay there lies over one that has gone; Error (ESTALE) where the image is an overlay
+/// that does not count any more; Error where one that may be of this image cannot be read.
 /// `overlay_dir`: where overlays of a block device are, beside which nothing lasting can stand; may
 /// be empty.
 std::vector<std::string> overlays_over(Files& files, const std::string& image,

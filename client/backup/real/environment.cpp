@@ -150,7 +150,8 @@ class RealEnvironment final : public Environment {
   }
 
   void commit_offline(const std::string& overlay) override {
-    run_qemu_img({"qemu-img", "commit", "-q", "-f", "qcow2", overlay});
+    // The overlay is removed next: to empty it (without -d) would need space where it is.
+    run_qemu_img({"qemu-img", "commit", "-q", "-d", "-f", "qcow2", overlay});
   }
 
   bool stop_requested() override { return stop_.stop_requested(); }

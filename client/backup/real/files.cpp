@@ -77,17 +77,21 @@ class RealFiles final : public Files {
   }
 
   std::optional<std::string> backing_of(const std::string& path) override {
-    try {
-      const image::Qcow2Header header = image::read_qcow2_header(File::open(path, O_RDONLY));
-      if (header.backing_name.empty())
-        return std::nullopt;
-      return canonical((fs::path(path).parent_path() / header.backing_name).string());
-    } catch (const Error&) {
+    if (!exists(path))
       return std::nullopt;
-    }
+    const File file = File::open(path, O_RDONLY);
+    if (!image::has_qcow2_magic(file))
+      return std::nullopt;
+    const image::Qcow2Header header = image::read_qcow2_header(file);
+    if (header.backing_name.empty())
+      return std::nullopt;
+    return canonical((fs::path(path).parent_path() / header.backing_name).string());
   }
 
-  void check_readable(const std::string& path) override { File::open(path, O_RDONLY); }
+  void check_readable(const std::string& path) override {
+    if (S_ISDIR(File::open(path, O_RDONLY).status().st_mode))
+      fail(EISDIR, "{}: is a folder", path);
+  }
 
   void check_servable(const std::string& path, image::Format format,
                       const std::vector<std::string>& backing) override {
@@ -136,6 +140,11 @@ class RealFiles final : public Files {
     return false;
   }
 
+  bool same(const std::string& path, const std::string& other) override {
+    std::error_code error;
+    return fs::equivalent(path, other, error) && !error;
+  }
+
   std::optional<std::string> read_text(const std::string& path) override {
     try {
       const File file = File::open(path, O_RDONLY);
@@ -146,7 +155,7 @@ class RealFiles final : public Files {
       text.resize(file.read_at(std::as_writable_bytes(std::span(text)), 0));
       return text;
     } catch (const Error& error) {
-      if (error.error_number() == ENOENT)
+      if (error.error_number() == ENOENT || error.error_number() == ENOTDIR)
         return std::nullopt;
       throw;
     }
@@ -173,7 +182,8 @@ class RealFiles final : public Files {
     std::error_code error;
     for (fs::directory_iterator it(folder, error), end; !error && it != end; it.increment(error))
       names.push_back(it->path().filename().string());
-    if (error && error != std::errc::no_such_file_or_directory)
+    if (error && error != std::errc::no_such_file_or_directory &&
+        error != std::errc::not_a_directory)
       fail(error.value(), "{}: cannot be listed: {}", folder, error.message());
     std::sort(names.begin(), names.end());
     return names;
