@@ -42,4 +42,11 @@ image::ExtentMap DirectSource::read_map(const std::stop_token& stop) const {
   });
 }
 
+const File* DirectSource::copied_from(const image::ExtentMap& map) const {
+  const auto first = map.at_data(0);
+  if (first.at_end())
+    return nullptr;
+  return disk_.place_at(first.extent().offset, first.extent().length).file;
+}
+
 }  // namespace nbdelta::client::pull

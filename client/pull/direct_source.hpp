@@ -3,6 +3,7 @@
 #include <optional>
 #include <stop_token>
 
+#include "base/file.hpp"
 #include "client/nbd/connection.hpp"
 #include "image/dirty_bitmap.hpp"
 #include "image/disk.hpp"
@@ -29,6 +30,9 @@ class DirectSource {
   bool shows_changes() const { return view_->is_changed_view(); }
   /// As nbd::read_map(). Throws Error (ECANCELED) once a stop is requested.
   image::ExtentMap read_map(const std::stop_token& stop) const;
+  /// The file in which the first data of the map stands as it is; null where there is none. Throws
+  /// Error.
+  const File* copied_from(const image::ExtentMap& map) const;
 
  private:
   image::Disk disk_;

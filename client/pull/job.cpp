@@ -75,8 +75,9 @@ void Job::pull_direct(std::stop_source& stop) {
   const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
   const image::ExtentMap map = source.read_map(stop.get_token());
   take_result(map, source.shows_changes(), start);
-  const target::Description description =
+  target::Description description =
       describe(map, fmt::format("state {:016x}", source.disk().state()));
+  description.copied_from = source.copied_from(map);
   const image::ExtentMap& followed = target_->prepare(description, loop_);
   run_direct(loop_, source.disk(), *target_, followed, options_.settings, counters_, stop);
   target_->finish();

@@ -1,7 +1,9 @@
 #include "client/target/new_file.hpp"
 
 #include <fcntl.h>
+#include <linux/fs.h>
 #include <stdio.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
@@ -62,7 +64,9 @@ void NewFile::create() {
   file_.resize(0);
 }
 
-void NewFile::check_space(std::uint64_t bytes) const {
+void NewFile::check_space(std::uint64_t bytes, const File* shared) const {
+  if (shared != nullptr && can_share_blocks_of(*shared))
+    return;
   struct statvfs space {};
   if (::fstatvfs(file_.fd(), &space) != 0)
     fail_errno("{}: cannot ask for the free space", partial_);
@@ -70,6 +74,16 @@ void NewFile::check_space(std::uint64_t bytes) const {
   if (bytes > left)
     refuse(ENOSPC, "{}: needs {}, but the file system has {} left", path_, format_size(bytes),
            format_size(left));
+}
+
+/// Tried with one block: what a file system can do, and between which two files, it alone knows.
+bool NewFile::can_share_blocks_of(const File& other) const {
+  file_clone_range range{};
+  range.src_fd = other.fd();
+  range.src_length = static_cast<std::uint64_t>(file_.status().st_blksize);
+  const bool can = ::ioctl(file_.fd(), FICLONERANGE, &range) == 0;
+  file_.resize(0);
+  return can;
 }
 
 void NewFile::publish() {

@@ -29,8 +29,9 @@ class NewFile {
   /// Makes the empty partial file, or takes over one that an interrupted pull has left.
   void create();
 
-  /// Throws TargetRefused where the file system has not that many bytes left.
-  void check_space(std::uint64_t bytes) const;
+  /// Throws TargetRefused where the file system has not that many bytes left, unless they need no
+  /// space: the file, which is empty, can share the blocks of `shared`.
+  void check_space(std::uint64_t bytes, const File* shared) const;
 
   /// Valid after create().
   const File& file() const { return file_; }
@@ -45,6 +46,7 @@ class NewFile {
  private:
   enum class State : std::uint8_t { none, partial, published, abandoned };
 
+  bool can_share_blocks_of(const File& other) const;
   void rename();
 
   std::string path_;

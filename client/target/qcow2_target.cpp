@@ -98,7 +98,7 @@ const image::ExtentMap& Qcow2Target::prepare(const Description& description,
   const std::uint64_t cluster_size = image::Qcow2Overlay::suitable_cluster_size(*description.map);
   map_ = image::widen_to_clusters(*description.map, cluster_size);
   file_.create();
-  file_.check_space(image::Qcow2Overlay::file_size(map_, cluster_size));
+  file_.check_space(image::Qcow2Overlay::file_size(map_, cluster_size), description.copied_from);
   overlay_.emplace(file_.file(), map_, cluster_size, backing_);
   return map_;
 }

@@ -15,7 +15,7 @@ const image::ExtentMap& RawTarget::prepare(const Description& description,
            "lacks; use --apply on the previous full image, a target that ends in .qcow2, or --full",
            path_);
   file_.create();
-  file_.check_space(description.map->bytes(image::State::data));
+  file_.check_space(description.map->bytes(image::State::data), description.copied_from);
   file_.file().resize(description.disk_size);
   return *description.map;
 }

@@ -48,6 +48,7 @@ struct Description {
   std::uint64_t disk_size = 0;
   Contents contents = Contents::whole_disk;
   const image::ExtentMap* map = nullptr;
+  const File* copied_from = nullptr;  // by Writer::copy(), the first of the data at least
 };
 
 /// One connection's way into the target; used by its loop's thread only, but for several writes at

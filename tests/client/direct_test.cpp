@@ -203,6 +203,11 @@ class Reflinks {
     const auto space = std::filesystem::space(folder_.path());
     return space.capacity - space.free;
   }
+  /// Leaves so many bytes.
+  void fill_up(std::uint64_t left) const {
+    const std::uint64_t available = std::filesystem::space(folder_.path()).available;
+    run_ok({"fallocate", "--length", std::to_string(available - left), folder_ / "filler"});
+  }
 
  private:
   TempFolder folder_;
@@ -223,6 +228,33 @@ TEST_F(Direct, CopiesByReferenceWhereTheFileSystemCan) {
     run_ok({"sync", "--file-system", image});
     EXPECT_LT(reflinks.used() - before, 8 * kMiB) << target;
     EXPECT_EQ(difference(reflinks / target, target.substr(5), image, "qcow2"), "");
+  }
+}
+
+/// What is copied by reference fits where it would not fit a second time.
+TEST_F(Direct, NeedsNoSpaceForWhatIsCopiedByReference) {
+  const Reflinks reflinks(disk_ / "xfs");
+  if (!reflinks.mounted())
+    GTEST_SKIP() << "no XFS can be mounted here";
+  const std::string image = reflinks / "disk.qcow2";
+  create_image(image, "qcow2", 64 * kMiB);
+  qemu_io(image, "qcow2", {"write -q -P 3 0 60M"});
+  qemu_img({"convert", "-O", "qcow2", "-c", image, reflinks / "compressed.qcow2"});
+  qemu_img({"convert", "-O", "raw", image, disk_ / "elsewhere.raw"});
+  run_ok({"sync", "--file-system", image});
+  reflinks.fill_up(32 * kMiB);
+  for (const std::string target : {"copy.raw", "copy.qcow2"}) {
+    pulled({"delta:" + image, reflinks / target});
+    EXPECT_EQ(difference(reflinks / target, target.substr(5), image, "qcow2"), "");
+  }
+  const NbdServer server = NbdServer::delta({image});
+  for (const std::string& source :
+       {"delta:" + (disk_ / "elsewhere.raw") + "?format=raw",
+        "delta:" + (reflinks / "compressed.qcow2"), server.uri("image")}) {
+    const Outcome outcome = nbdelta({"pull", source, reflinks / "no.raw"});
+    EXPECT_EQ(outcome.status, 3) << source;
+    EXPECT_NE(outcome.err.find("needs 60.0 MiB, but"), std::string::npos) << outcome.err;
+    EXPECT_FALSE(std::filesystem::exists(reflinks / "no.raw.partial")) << source;
   }
 }
 
