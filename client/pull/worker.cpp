@@ -53,6 +53,8 @@ void Worker::run(const std::stop_token& stop) {
       run_slots();
       again = false;
     } catch (const nbd::ConnectionLost& lost) {
+      if (given_up_)
+        std::rethrow_exception(given_up_);
       source_.reconnect(lost);
       ++counters_.retries;
     }
@@ -69,7 +71,7 @@ void Worker::run_slots() {
 
 asio::awaitable<void> Worker::settle_all(Slot& slot) {
   try {
-    while (!stop_.stop_requested() && !failed_) {
+    while (!stop_.stop_requested() && !given_up_) {
       if (!slot.operation)
         slot.operation = work_.next();
       if (!slot.operation)
@@ -83,7 +85,8 @@ asio::awaitable<void> Worker::settle_all(Slot& slot) {
   } catch (const nbd::ConnectionLost&) {
     throw;
   } catch (...) {  // the other slots need not go on
-    failed_ = true;
+    if (!given_up_)
+      given_up_ = std::current_exception();
     source_.connection().lose_soon("given up");
     writer_->cancel();
     throw;

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <exception>
 #include <memory>
 #include <optional>
 #include <span>
@@ -55,7 +56,7 @@ class Worker {
   std::unique_ptr<std::byte, Unmap> memory_;
   std::vector<Slot> slots_;
   std::stop_token stop_;
-  bool failed_ = false;  // a slot has met an error that no new connection mends
+  std::exception_ptr given_up_;  // the first error that no new connection mends
 };
 
 }  // namespace nbdelta::client::pull

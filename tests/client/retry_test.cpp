@@ -125,6 +125,32 @@ TEST(Retry, GivesUpAfterAttemptsWithoutProgress) {
   EXPECT_TRUE(std::filesystem::is_empty(folder.path()));
 }
 
+/// A lost connection must not hide what no new connection mends.
+TEST(Retry, LossBesideAnErrorOfTheTargetNamesTheError) {
+  ScriptedServer::Script script = disk_script();
+  script.on_request = [](const Session&, const Request& request) {
+    if (request.type != Type::read || request.number < 2)
+      return Next::usual;
+    std::this_thread::sleep_for(milliseconds(100));  // the first data is being written
+    return Next::close;
+  };
+  ScriptedServer::Script target = disk_script();
+  target.read_only = false;
+  target.on_request = [](const Session& session, const Request& request) {
+    if (request.type != Type::write)
+      return Next::usual;
+    std::this_thread::sleep_for(milliseconds(500));
+    constexpr std::uint32_t kNoSpace = 28;  // NBD protocol, "Error values"
+    session.reply_error(request, kNoSpace);
+    return Next::handled;
+  };
+  const ScriptedServer server(script);
+  const ScriptedServer to(target);
+  const Outcome outcome = nbdelta({"pull", server.uri(), to.uri(), "--connections", "1"});
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find("No space left on device"), std::string::npos) << outcome.err;
+}
+
 TEST(Retry, ProgressStartsTheCountAnew) {
   ScriptedServer::Script script = disk_script();
   script.on_request = [](const Session&, const Request& request) {
