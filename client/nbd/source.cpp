@@ -9,6 +9,14 @@
 #include "client/nbd/run_together.hpp"
 
 namespace nbdelta::client::nbd {
+namespace {
+
+template <class... Args>
+[[noreturn]] void differ(fmt::format_string<Args...> format, Args&&... args) {
+  throw OtherExport(EPROTO, fmt::format(format, std::forward<Args>(args)...));
+}
+
+}  // namespace
 
 std::chrono::milliseconds RetryPolicy::pause(unsigned attempt) const {
   constexpr unsigned kMostDoublings = 20;
@@ -106,23 +114,22 @@ void Source::check_same() const {
   const Export& now = connection_->negotiated();
   const Export& known = *known_.exported;
   if (now.size != known.size)
-    fail(EPROTO,
-         "{}: after the connection was lost the export came back with another size: {} bytes, "
-         "before {}",
-         options().uri, now.size, known.size);
+    differ(
+        "{}: after the connection was lost the export came back with another size: {} bytes, "
+        "before {}",
+        options().uri, now.size, known.size);
   if (now.changed_view != known.changed_view || now.has_bitmap != known.has_bitmap ||
       now.packed != known.packed)
-    fail(EPROTO,
-         "{}: after the connection was lost the export came back as another view of the disk",
-         options().uri);
+    differ("{}: after the connection was lost the export came back as another view of the disk",
+           options().uri);
   if (now.description != known.description)
-    fail(EPROTO,
-         "{}: after the connection was lost the export came back as '{}', before it was '{}': what "
-         "was copied so far does not belong to that; start again",
-         options().uri, now.description, known.description);
+    differ(
+        "{}: after the connection was lost the export came back as '{}', before it was '{}': what "
+        "was copied so far does not belong to that; start again",
+        options().uri, now.description, known.description);
   if (now.minimum_block > known.minimum_block || now.maximum_block < known.maximum_block)
-    fail(EPROTO, "{}: after the connection was lost the export came back with other block sizes",
-         options().uri);
+    differ("{}: after the connection was lost the export came back with other block sizes",
+           options().uri);
 }
 
 }  // namespace nbdelta::client::nbd

@@ -30,6 +30,12 @@ struct PackedExport {
   image::ExtentMap map;  // as read_map()'s
 };
 
+/// The server shows something else than it did before, or than on another connection.
+class OtherExport : public Error {
+ public:
+  using Error::Error;
+};
+
 /// One connection to the server that is pulled from, with the loop that drives it; made anew when
 /// it was lost. For one thread; all functions block, and throw Error (ECANCELED) once a stop is
 /// requested.
@@ -37,7 +43,7 @@ struct PackedExport {
 /// Invariants
 /// 1. After the first connect() the export never changes its size, its kind or its description,
 ///    with which nbdkit-delta-plugin says what it shows; a server that comes back with another is
-///    an Error.
+///    an OtherExport.
 /// 2. While packed_data() says so the packed export has the map that was read from it, whatever
 ///    became of the server meanwhile.
 class Source {

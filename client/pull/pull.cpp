@@ -74,17 +74,16 @@ class Pull {
     Worker(first_, target_, work_, counters_, depth()).run(stop_.get_token());
   }
 
-  /// One more connection is welcome, but no pull fails for want of it: a server may allow just one.
+  /// One more connection is welcome, but no pull fails for want of it: a server may allow just one,
+  /// silently or in so many words. One that shows another disk is no server to pull from.
   void run_further() {
     nbd::Source source(known_, settings_.retry, stop_.get_token());
     try {
       source.connect(work_.exhausted());
-    } catch (const nbd::ConnectionLost&) {
-      return;
-    } catch (const Error& error) {
-      if (error.error_number() == ECANCELED)
-        return;
+    } catch (const nbd::OtherExport&) {
       throw;
+    } catch (const Error&) {
+      return;
     }
     ++counters_.connections;
     Worker(source, target_, work_, counters_, depth()).run(stop_.get_token());

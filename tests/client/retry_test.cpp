@@ -203,6 +203,14 @@ TEST(Retry, ServerThatTakesOneConnectionOnlyIsEnough) {
   EXPECT_EQ(result.at("connections").to_number<int>(), 1);
 }
 
+/// As before, but the server says so.
+TEST(Retry, ServerThatRefusesFurtherConnectionsIsEnough) {
+  const NbdServer server = NbdServer::nbdkit("pattern", {"10M", "limit=2"}, {"--filter=limit"});
+  const auto result = pulled({server.uri(), "null:", "--connections", "4", "--rate", "20M"});
+  EXPECT_EQ(result.at("bytes_written").to_number<std::uint64_t>(), 10 * kMiB);
+  EXPECT_EQ(result.at("connections").to_number<int>(), 2);
+}
+
 /// nbdkit, killed in the middle and started again.
 TEST(Retry, ServerThatIsKilledAndComesBack) {
   const TempFolder folder;
