@@ -89,7 +89,6 @@ void Source::reconnect(const ConnectionLost& why) {
     ++attempts_;
     try {
       connect();
-      ++reconnects_;
       return;
     } catch (const ConnectionLost& again) {
       last = again;

@@ -93,8 +93,6 @@ class Source {
   asio::io_context& loop() { return loop_; }
   const Export& negotiated() const { return *known_.exported; }
   const ConnectOptions& options() const { return known_.options; }
-  /// Connections that were made after a loss.
-  unsigned reconnects() const { return reconnects_; }
 
  private:
   void pause();
@@ -111,7 +109,6 @@ class Source {
   asio::io_context loop_{1};
   std::shared_ptr<Connection> connection_;
   unsigned attempts_ = 0;
-  unsigned reconnects_ = 0;
 };
 
 }  // namespace nbdelta::client::nbd

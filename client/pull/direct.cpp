@@ -22,11 +22,11 @@ constexpr std::uint64_t kChunk = 256 * kKiB;     // of it in one step: stays in 
 constexpr std::chrono::milliseconds kLongestSleep{100};
 
 /// One thread's part.
-class Worker {
+class DirectWorker {
  public:
   /// `longest_copy`: bytes that the kernel copies in one step.
-  Worker(asio::io_context& loop, const image::Disk& disk, target::Target& target, Work& work,
-         Counters& counters, std::uint64_t longest_copy, const std::stop_token& stop)
+  DirectWorker(asio::io_context& loop, const image::Disk& disk, target::Target& target, Work& work,
+               Counters& counters, std::uint64_t longest_copy, const std::stop_token& stop)
       : loop_(loop),
         disk_(disk),
         work_(work),
@@ -152,11 +152,11 @@ void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target&
     ++counters.connections;
     asio::io_context own{1};
     asio::io_context* first = unused.exchange(nullptr);
-    Worker(first == nullptr ? own : *first, disk, target, work, counters, longest_copy,
-           stop.get_token())
+    DirectWorker(first == nullptr ? own : *first, disk, target, work, counters, longest_copy,
+                 stop.get_token())
         .run();
   };
-  run_together(std::vector(threads, work_along), stop);
+  run_threads(std::vector(threads, work_along), stop);
 }
 
 }  // namespace nbdelta::client::pull

@@ -33,7 +33,7 @@ class Pull {
   void run() {
     std::vector<std::function<void()>> bodies{[this] { run_first(); }};
     bodies.resize(connections(), [this] { run_further(); });
-    run_together(bodies, stop_);
+    run_threads(bodies, stop_);
   }
 
  private:

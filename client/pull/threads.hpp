@@ -11,7 +11,7 @@ namespace nbdelta::client::pull {
 
 /// Runs each in a thread of its own, the first in this one. The first error stops the others,
 /// through `stop`, and is thrown once all have ended.
-inline void run_together(const std::vector<std::function<void()>>& bodies, std::stop_source& stop) {
+inline void run_threads(const std::vector<std::function<void()>>& bodies, std::stop_source& stop) {
   std::mutex mutex;  // of error
   std::exception_ptr error;
   const auto guarded = [&](const std::function<void()>& body) noexcept {
