@@ -21,6 +21,7 @@
 #include "client/say.hpp"
 #include "client/source_options.hpp"
 #include "client/target/open_target.hpp"
+#include "image/image_uri.hpp"
 
 namespace nbdelta::client {
 namespace {
@@ -112,6 +113,16 @@ int run_pull_command(PullOptions& options) {
   if (options.json)
     print_json(options, job.result(), counters);
   return kDone;
+}
+
+/// An image that is read here is asked for nothing.
+void refuse_request_options(const CLI::App& command, const std::string& source) {
+  if (!image::ImageUri::is_one(source))
+    return;
+  for (const char* option : {"--depth", "--request-size", "--bridge"})
+    if (command.count(option) != 0)
+      throw target::UsageError(
+          EINVAL, fmt::format("{}: is for requests to a server, and {} is none", option, source));
 }
 
 /// Sizes and formats that CLI11 leaves as text.
@@ -207,6 +218,7 @@ std::function<int()> add_pull_command(CLI::App& app) {
   command->footer(kFooter);
   return [options, command] {
     options->connections_given = command->count("--connections") != 0;
+    refuse_request_options(*command, options->source.uri);
     interpret(*options);
     return run_pull_command(*options);
   };

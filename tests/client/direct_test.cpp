@@ -165,6 +165,17 @@ TEST_F(Direct, RefusesWhatMakesNoSense) {
   expect_refused("delta:" + (disk_ / "missing.qcow2"), 1, "missing.qcow2");
 }
 
+/// Nobody asks a server for anything, so these would mean nothing.
+TEST_F(Direct, RefusesWhatIsForRequestsToAServer) {
+  for (const Command& option :
+       {Command{"--depth", "8"}, Command{"--request-size", "1M"}, Command{"--bridge", "4K"}}) {
+    const Outcome outcome = nbdelta({"pull", uri(), disk_ / "no.raw", option[0], option[1]});
+    EXPECT_EQ(outcome.status, 2) << option[0];
+    EXPECT_NE(outcome.err.find(option[0]), std::string::npos) << outcome.err;
+    EXPECT_FALSE(std::filesystem::exists(disk_ / "no.raw")) << option[0];
+  }
+}
+
 TEST_F(Direct, RefusesAnImageThatIsWritten) {
   const NbdServer writer = NbdServer::qemu_nbd({"-f", "qcow2", disk_.image()});
   expect_refused(uri(), 1, "lock");
