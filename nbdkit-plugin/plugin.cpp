@@ -217,9 +217,11 @@ int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
       view.disk().read(out, offset);
       return 0;
     }
-    if (const std::uint64_t data = connection.packed->layout().data(); offset >= data)
+    if (const std::uint64_t data = connection.packed->layout().data(); offset >= data) {
+      const auto run = connection.packed->map().at_data(offset - data);
       connection.served.readahead.before_read(
-          view, connection.packed->map().at_data(offset - data).extent().offset, count);
+          view, run.extent().offset + (offset - data - run.data_before()), count);
+    }
     connection.packed->read(out, offset);
     return 0;
   });

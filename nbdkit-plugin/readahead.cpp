@@ -1,6 +1,7 @@
 #include "nbdkit-plugin/readahead.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/arithmetic.hpp"
 
@@ -19,10 +20,15 @@ void Readahead::before_read(const image::View& view, std::uint64_t offset,
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock())
     return;
-  if (offset < start_ || offset > frontier_) {
-    start_ = offset;
+  if (offset <= behind_ || offset > frontier_) {
+    behind_ = previous_ = offset;
     frontier_ = offset + length;
-    ahead_ = 0;
+    ahead_ = since_ = 0;
+  }
+  since_ += length;
+  if (since_ >= size_) {
+    behind_ = std::exchange(previous_, offset);
+    since_ = 0;
   }
   ahead_ -= std::min(ahead_, length);
   if (ahead_ > size_ / 2)

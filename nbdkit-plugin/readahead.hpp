@@ -11,7 +11,8 @@ namespace nbdelta::plugin {
 /// changed view the kernel's own readahead would fetch what nobody asks for.
 ///
 /// Clients read in ascending order, a little shuffled by parallel connections; one who starts over
-/// or jumps ahead makes the window start anew. All connections of an export share one window.
+/// or jumps ahead, or back by more than is shuffled, makes the window start anew. All connections
+/// of an export share one window.
 class Readahead {
  public:
   /// `size`: bytes of data to keep announced ahead of the reader; 0: none.
@@ -25,10 +26,14 @@ class Readahead {
   void announce_more(const image::View& view);
 
   const std::uint64_t size_;
-  std::mutex mutex_;            // guards all below; a reader that finds it taken goes on without
-  std::uint64_t start_ = 0;     // the window: what was announced begins here
-  std::uint64_t frontier_ = 0;  // and ends here
+  std::mutex mutex_;  // guards all below; a reader that finds it taken goes on without
+  // The window. What parallel connections shuffle lies in between; `behind_` is where it began, or
+  // where a reader was who has read size_ to 2 * size_ bytes since.
+  std::uint64_t behind_ = 0;
+  std::uint64_t frontier_ = 0;  // what was announced ends here
   std::uint64_t ahead_ = 0;     // announced bytes that were not read yet
+  std::uint64_t previous_ = 0;  // becomes behind_
+  std::uint64_t since_ = 0;     // bytes read since previous_
 };
 
 }  // namespace nbdelta::plugin

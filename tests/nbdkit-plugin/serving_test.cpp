@@ -233,6 +233,47 @@ TEST_F(Serving, ReadaheadAnnouncesTheNextChangedRanges) {
   }
 }
 
+/// One who starts over has the next ranges announced again; one who is only late has not.
+TEST_F(Serving, ReadaheadBeginsAnewForWhoStartsOver) {
+  const std::string raw = folder / "disk.raw";
+  create_image(raw, "raw", 64 * kMiB);
+  qemu_io(raw, "raw", {"write -q -P 1 0 64M"});
+  write_file(folder / "map.json", R"([{"offset":0,"length":67108864,"type":0}])");
+  const File file = File::open(raw, O_RDONLY);
+  file.sync();
+  const struct {
+    const char* name;
+    std::uint64_t read_before;  // from 0 on
+    std::uint64_t offset;       // read next
+    bool announced;             // what lies 2 MiB ahead of that
+  } rows[] = {{"from the start, after all", 64 * kMiB, 0, true},
+              {"from the start, after a little", kMiB, 0, true},
+              {"from the middle, after all", 64 * kMiB, 16 * kMiB, true},
+              {"late", kMiB, 64 * kKiB, false}};
+  for (const char* packed : {"packed=off", "packed=on"})
+    for (const auto& row : rows) {
+      SCOPED_TRACE(fmt::format("{}, {}", packed, row.name));
+      const NbdServer server = NbdServer::delta(
+          {raw, "format=raw", "map=" + folder / "map.json", "readahead=8M", packed});
+      const bool is_packed = std::string_view(packed) == "packed=on";
+      const NbdClient client(server.uri(is_packed ? "packed:dirty" : "dirty"));
+      const std::uint64_t data = is_packed ? client.size() - 64 * kMiB : 0;
+      for (std::uint64_t at = 0; at < row.read_before; at += 256 * kKiB)
+        (void)client.read(data + at, 256 * kKiB);
+      const auto comes = [&](std::uint64_t offset, int attempts) {
+        for (int i = 0; i < attempts && resident(raw, offset, kMiB) < 1; ++i)
+          ::usleep(10'000);
+        return resident(raw, offset, kMiB);
+      };
+      ASSERT_EQ(comes(7 * kMiB, 500), 1);  // what was announced before is not on its way any more
+      ::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_DONTNEED);
+      if (resident(raw, row.offset + 2 * kMiB, kMiB) > 0)
+        GTEST_SKIP() << "the page cache of this file system cannot be emptied";
+      (void)client.read(data + row.offset, 64 * kKiB);
+      EXPECT_EQ(comes(row.offset + 2 * kMiB, row.announced ? 500 : 20), row.announced ? 1 : 0);
+    }
+}
+
 /// Readahead must not stop at, nor be stopped by, a damaged table.
 TEST_F(Serving, ReadaheadOverDamageDoesNotFailTheRead) {
   create_image(disk, "qcow2", 64 * kMiB, "cluster_size=4k");
