@@ -96,11 +96,15 @@ const image::ExtentMap& Qcow2Target::prepare(const Description& description,
         "qemu-img rebase -u -b PREVIOUS -F FORMAT {}\n",
         path_, path_);
   const std::uint64_t cluster_size = image::Qcow2Overlay::suitable_cluster_size(*description.map);
-  map_ = image::widen_to_clusters(*description.map, cluster_size);
+  const image::ExtentMap* map = description.map;
+  if (map->alignment(cluster_size) < cluster_size) {  // a second one of millions of extents is dear
+    widened_ = image::widen_to_clusters(*map, cluster_size);
+    map = &widened_;
+  }
   file_.create();
-  file_.check_space(image::Qcow2Overlay::file_size(map_, cluster_size), description.copied_from);
-  overlay_.emplace(file_.file(), map_, cluster_size, backing_);
-  return map_;
+  file_.check_space(image::Qcow2Overlay::file_size(*map, cluster_size), description.copied_from);
+  overlay_.emplace(file_.file(), *map, cluster_size, backing_);
+  return *map;
 }
 
 void Qcow2Target::write_at(std::span<const std::byte> data, std::uint64_t offset) {

@@ -36,7 +36,7 @@ class Qcow2Target : public LocalTarget {
   std::string path_;
   NewFile file_;
   image::Backing backing_;
-  image::ExtentMap map_;  // in clusters
+  image::ExtentMap widened_;  // to clusters, where those are larger than the map's blocks
   std::optional<image::Qcow2Overlay> overlay_;
 };
 

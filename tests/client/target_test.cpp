@@ -12,6 +12,7 @@
 
 #include "base/arithmetic.hpp"
 #include "base/file.hpp"
+#include "client/target/qcow2_target.hpp"
 #include "image/image_lock.hpp"
 #include "image/view.hpp"
 #include "tests/client/client_run.hpp"
@@ -462,6 +463,29 @@ TEST_F(FullFileSystem, UnderAnAppliedImageIsAnErrorAndTheMarkStays) {
   EXPECT_EQ(outcome.status, 1);
   EXPECT_NE(outcome.err.find("marked so by"), std::string::npos) << outcome.err;
   EXPECT_TRUE(fs::exists(folder_ / "disk.raw.nbdelta-unfinished"));
+}
+
+/// Of millions of extents a second map would be as large.
+TEST(Qcow2Target, FollowsTheMapItselfUnlessItsClustersAreLarger) {
+  using image::State;
+  const TempFolder folder;
+  for (const std::uint64_t first : {64 * kKiB, kKiB}) {
+    image::ExtentMap map;
+    map.append(first, State::data);
+    map.append(64 * kKiB, State::unchanged);
+    map.append(100, State::zero);
+    client::asio::io_context loop;
+    client::target::Qcow2Target target(folder / "new.qcow2", client::target::Existing::refuse, {});
+    const image::ExtentMap& followed =
+        target.prepare({.source = "test",
+                        .disk_size = map.size(),
+                        .contents = client::target::Contents::changes,
+                        .map = &map},
+                       loop);
+    EXPECT_EQ(&followed == &map, first == 64 * kKiB) << first;
+    EXPECT_EQ(followed.size(), map.size());
+    target.abandon();
+  }
 }
 
 }  // namespace
