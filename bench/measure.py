@@ -21,7 +21,7 @@ class Usage:
     """What one process took, as wait4(2) tells.
 
     peak_bytes is at least what this Python process took when it started the other one (fork(2)
-    hands that on), some 20 MiB: so nothing large is done in this process.
+    hands that on), some 16 MiB: so nothing large is done in this process.
     """
 
     seconds: float
