@@ -32,6 +32,10 @@ std::byte* bounce_buffer(std::size_t alignment) {
   return buffer.get();
 }
 
+// Linux reads of one announcement no more than the device's read_ahead_kb, or max_sectors_kb where
+// that is more; this is the default of the first.
+constexpr std::uint64_t kAnnounced = 128 * kKiB;
+
 }  // namespace
 
 std::size_t DataFile::read_direct(std::span<std::byte> out, std::uint64_t offset) const {
@@ -66,9 +70,12 @@ void DataFile::read(std::span<std::byte> out, HostOffset offset) const {
 }
 
 void DataFile::will_need(HostOffset offset, std::uint64_t length) const {
-  if (alignment_ == 0)
-    (void)::posix_fadvise(file_->fd(), static_cast<off_t>(raw(offset)), static_cast<off_t>(length),
-                          POSIX_FADV_WILLNEED);
+  if (alignment_ != 0)
+    return;
+  const std::uint64_t end = raw(offset) + length;
+  for (std::uint64_t at = raw(offset); at < end; at += kAnnounced)
+    (void)::posix_fadvise(file_->fd(), static_cast<off_t>(at),
+                          static_cast<off_t>(std::min(end - at, kAnnounced)), POSIX_FADV_WILLNEED);
 }
 
 }  // namespace nbdelta::image

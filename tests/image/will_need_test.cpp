@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 
 #include <chrono>
+#include <filesystem>
 #include <string>
 #include <thread>
 
@@ -10,6 +11,7 @@
 #include "base/error.hpp"
 #include "base/file.hpp"
 #include "image/disk.hpp"
+#include "tests/support/process.hpp"
 #include "tests/support/qemu.hpp"
 #include "tests/support/temp_folder.hpp"
 
@@ -62,6 +64,27 @@ TEST(WillNeed, AnnouncesEveryLayersOwnPart) {
   }
   EXPECT_TRUE(comes_into_memory(backing, 0));
   EXPECT_TRUE(comes_into_memory(backing, 6 * kMiB));
+}
+
+/// On a device that takes little at a time.
+TEST(WillNeed, AnnouncesAllOfALongRange) {
+  const TempFolder folder;
+  run_ok({"truncate", "--size=64M", folder / "device"});
+  run_ok({"mkfs.ext4", "-q", folder / "device"});
+  std::filesystem::create_directory(folder / "mounted");
+  if (run({"mount", "-o", "loop", folder / "device", folder / "mounted"}).status != 0)
+    GTEST_SKIP() << "no loop device can be mounted here";
+  {
+    create_image(folder / "mounted/disk", "raw", 16 * kMiB);
+    qemu_io(folder / "mounted/disk", "raw", {"write -P 1 0 16M"});
+    const Disk disk = Disk::open(folder / "mounted/disk",
+                                 {.format = image::Format::raw, .permitted_folders = {}});
+    const File file = forgotten(folder / "mounted/disk");
+    disk.will_need(0, disk.size());
+    EXPECT_TRUE(comes_into_memory(file, 0));
+    EXPECT_TRUE(comes_into_memory(file, 15 * kMiB));
+  }
+  run_ok({"umount", folder / "mounted"});
 }
 
 }  // namespace
