@@ -75,7 +75,7 @@ std::set<std::string> candidates(Files& files, const std::string& folder,
     } else if (name.ends_with(kPointer)) {
       const std::string text = files.read_text(folder + "/" + name).value_or("");
       const std::string target = text.substr(0, text.find('\n'));
-      if (files.exists(target) || is_committed(files, target))
+      if (!target.empty() && (files.exists(target) || is_committed(files, target)))
         found.insert(files.canonical(target));
       else if (may_concern(second_line(text), wanted))
         fail(ENOENT,
@@ -252,8 +252,18 @@ void unmark_committing(Files& files, const std::string& overlay) {
   files.remove(mark_path(overlay, kCommitting));
 }
 
-bool is_committing(Files& files, const std::string& overlay) {
-  return bears(files, overlay, kCommitting);
+void sign_committing(Files& files, const std::string& overlay) {
+  try {
+    if (bears(files, overlay, kCommitting))
+      mark_committing(files, overlay);
+  } catch (const Error&) {  // no room for it: an interruption is asked about
+  }
+}
+
+std::optional<std::int64_t> committing_since(Files& files, const std::string& overlay) {
+  if (!bears(files, overlay, kCommitting))
+    return std::nullopt;
+  return files.modified(mark_path(overlay, kCommitting));
 }
 
 bool is_half_made(Files& files, const std::string& overlay) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -37,8 +38,11 @@ bool is_committed(Files& files, const std::string& overlay);
 /// While no guest runs, until remove_overlay(): its base is written to by a commit of this overlay,
 /// which can be begun again where it was interrupted. Durable on return.
 void mark_committing(Files& files, const std::string& overlay);
+/// That commit goes on: to be called every few seconds. Does not throw. For any thread.
+void sign_committing(Files& files, const std::string& overlay);
 void unmark_committing(Files& files, const std::string& overlay);
-bool is_committing(Files& files, const std::string& overlay);
+/// When it last gave such a sign: seconds since 1970. Nothing where the overlay has no such mark.
+std::optional<std::int64_t> committing_since(Files& files, const std::string& overlay);
 
 /// Where an overlay goes that was not committed: the earlier ones of its chain that lie over the
 /// same were below it until they were committed, and the last of them would count without it.

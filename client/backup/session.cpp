@@ -263,8 +263,8 @@ asio::awaitable<Settled> Session::settle() {
     points.emplace(repository());
   Settler settler(*environment_, *qmp_, *options_, points ? &*points : nullptr);
   Settled settled = co_await settler.settle(journal_);
-  if (!settled.resumed.empty())
-    warnings_.push_back(settled.resumed);
+  if (!settled.space.empty())
+    warnings_.push_back(settled.space);
   co_return settled;
 }
 
@@ -358,8 +358,8 @@ asio::awaitable<Report> Session::backup() {
     if (settled.overlay_kept)
       for (const std::string& done : settled.done)
         reporter_->say(done);
-    else if (!settled.resumed.empty())
-      reporter_->say(settled.resumed);
+    else if (!settled.space.empty())
+      reporter_->say(settled.space);
   } catch (const Error& error) {
     trouble = error.what();
   }

@@ -97,11 +97,11 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   }
   co_await write_current_files(journal);
   co_await remove_loose(journal);
-  if (made_room_ || journal) {  // one that was interrupted may have made room
-    const auto problem = co_await try_step([&] { return resume_without_space(); });
-    if (problem)
-      settled_.problems.push_back(fmt::format("the guest stands without space: {}", *problem));
-  }
+  // A session that was interrupted may have made room, too.
+  const bool has_room = made_room_ || journal;
+  const auto trouble = co_await try_step([&] { return look_after_space(has_room); });
+  if (trouble)
+    settled_.problems.push_back(fmt::format("the guest stands without space: {}", *trouble));
 
   if (journal && settled_.problems.empty() && !settled_.overlay_kept) {
     environment_->files().remove(journal_path(repository_->folder()));
@@ -200,8 +200,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   for (const StackedOverlay& overlay : overlays)  // the guest has stayed on it
   {
     unmark_committed(environment_->files(), overlay.local);
-    if (is_committing(environment_->files(), overlay.local))
-      unmark_committing(environment_->files(), overlay.local);
+    unmark_committing(environment_->files(), overlay.local);
   }
   if (!broken("stale-header"))
     co_await name_backing_files(disk);
@@ -349,8 +348,8 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
   }
 }
 
-/// A guest that QEMU has stopped since an overlay found no room.
-asio::awaitable<void> Settler::resume_without_space() {
+/// Of a guest that QEMU has stopped since its storage took no more.
+asio::awaitable<void> Settler::look_after_space(bool has_room) {
   const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
   if (state.status != "io-error" || broken("guest-without-space-left"))
     co_return;
@@ -358,10 +357,14 @@ asio::awaitable<void> Settler::resume_without_space() {
   if (std::none_of(devices.begin(), devices.end(),
                    [](const qapi::DeviceInfo& device) { return device.io_status == "nospace"; }))
     co_return;
-  co_await qmp_->call(qapi::Cont{});
-  settled_.resumed =
-      "the guest had been stopped, with no space left for what it wrote, and was let go on";
-  settled_.done.push_back(settled_.resumed);
+  if (has_room)
+    co_await qmp_->call(qapi::Cont{});
+  settled_.space =
+      has_room ? "the guest had been stopped, with no space left for what it wrote, and was let go "
+                 "on"
+               : "the guest stands, with no space left for what it writes: make room, then 'cont'; "
+                 "or back up with an --overlay-dir that has room";
+  settled_.done.push_back(settled_.space);
 }
 
 asio::awaitable<bool> Settler::delete_node(std::string node) {

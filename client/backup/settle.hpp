@@ -19,7 +19,7 @@ struct Settled {
   std::vector<std::string> problems;  // what is left, and what to do about it
   std::vector<std::string> gaps;      // disks whose bitmap had a gap: the next backup is a full
   bool overlay_kept = false;          // a commit did not end: the next backup works with that
-  std::string resumed;                // why a guest that had no space goes on; empty: it does not
+  std::string space;                  // what is to be said of a guest that had none left
 };
 
 /// Brings a guest to the state that its last restore point asks for, from whatever state it is in:
@@ -76,7 +76,7 @@ class Settler {
   asio::awaitable<std::map<std::string, Loose>> release_nodes(Inventory inventory);
   asio::awaitable<void> remove_loose(std::optional<Journal>& journal);
   asio::awaitable<void> write_current_files(const std::optional<Journal>& journal);
-  asio::awaitable<void> resume_without_space();
+  asio::awaitable<void> look_after_space(bool has_room);
   asio::awaitable<bool> delete_node(std::string node);
   void drop_overlay(const std::string& local, const std::string& base_local);
   void save(const Journal& journal);

@@ -9,10 +9,14 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <condition_variable>
 #include <filesystem>
+#include <mutex>
 #include <random>
+#include <stop_token>
 #include <thread>
 
+#include "client/backup/overlay_files.hpp"
 #include "client/backup/real/child.hpp"
 #include "client/backup/real/direct_server.hpp"
 #include "client/backup/real/files.hpp"
@@ -27,6 +31,7 @@ using namespace std::chrono_literals;
 namespace fs = std::filesystem;
 
 constexpr Clock::Duration kConnect = 10s;
+constexpr std::chrono::seconds kSignOfCommit{2};
 
 /// A pull in a thread of its own; stopped and joined when the object goes.
 class PullThread {
@@ -150,8 +155,18 @@ class RealEnvironment final : public Environment {
   }
 
   void commit_offline(const std::string& overlay) override {
-    // The overlay is removed next: to empty it (without -d) would need space where it is.
-    run_qemu_img({"qemu-img", "commit", "-q", "-d", "-f", "qcow2", overlay});
+    const auto give_signs = [&](const std::stop_token& stop) {
+      std::mutex mutex;
+      std::condition_variable_any over;
+      std::unique_lock lock(mutex);
+      while (!over.wait_for(lock, stop, kSignOfCommit, [&] { return stop.stop_requested(); }))
+        sign_committing(*files_, overlay);
+    };
+    const std::jthread signs(give_signs);
+    // It must not write on when we have died. The overlay is removed next: to empty it (without -d)
+    // would need space where it is.
+    run_qemu_img({"setpriv", "--pdeathsig", "KILL", "qemu-img", "commit", "-q", "-d", "-f", "qcow2",
+                  overlay});
   }
 
   bool stop_requested() override { return stop_.stop_requested(); }

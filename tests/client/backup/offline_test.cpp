@@ -273,10 +273,10 @@ TEST_P(Offline, AStackWhoseTopIsInUseIsAnErrorThatChangesNothing) {
 TEST_P(Offline, ABaseThatIsInUseGetsNoMark) {
   one_overlay();
   {
-    const NbdServer guest = NbdServer::qemu_nbd(base_, format());
+    const NbdServer guest = NbdServer::qemu_nbd({"-f", format(), base_});
     EXPECT_THROW(recover(), Error);
   }
-  EXPECT_FALSE(is_committing(files_, overlay(1)));
+  EXPECT_FALSE(committing_since(files_, overlay(1)));
   EXPECT_TRUE(files_.exists(overlay(1)));
 }
 
@@ -486,6 +486,18 @@ TEST_P(Newer, AndACommitOfTheOverlayHadBegun) {
   set_modified(base_, kSince + 3600);
   expect_committed(overlay(1));
   EXPECT_EQ(files_.list(folder_of(base_)), (List{"disk.img", "truth.raw"}));
+}
+
+/// Then a guest was started without the overlay.
+TEST_P(Newer, AfterACommitOfTheOverlayWasInterrupted) {
+  one_overlay();
+  mark_committing(files_, overlay(1));
+  set_modified(overlay(1), kSince - 3600);
+  set_modified(overlay(1) + ".committing", kSince);
+  set_modified(base_, kSince + 11);
+  expect_left(overlay(1));
+  set_modified(base_, kSince + 10);
+  expect_committed(overlay(1));
 }
 
 /// Which had written to the overlay below.

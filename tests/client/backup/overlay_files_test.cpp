@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <boost/json/value.hpp>
+#include <filesystem>
 #include <fstream>
 #include <memory>
 #include <string>
@@ -53,7 +54,7 @@ class OverlayFiles : public ::testing::Test {
     create_overlay(*files_, overlay, base_, kSize, base_, image::Format::qcow2);
   }
   void create_over(const std::string& overlay, const std::string& below) {
-    create_overlay(*files_, overlay, below, kSize, below, image::Format::qcow2);
+    create_overlay(*files_, overlay, base_, kSize, below, image::Format::qcow2);
   }
   std::vector<std::string> over_base() { return overlays_over(*files_, base_); }
 
@@ -160,7 +161,7 @@ TEST_F(OverlayFiles, BesideTheBaseHaveNoPointer) {
 
 TEST_F(OverlayFiles, ElsewhereArePointedToFromBesideTheBase) {
   create(elsewhere(1));
-  EXPECT_EQ(files_->read_text(pointer(1)), elsewhere(1) + "\n");
+  EXPECT_EQ(files_->read_text(pointer(1)), elsewhere(1) + "\ndisk.qcow2\n");
   EXPECT_EQ(over_base(), List{elsewhere(1)});
   EXPECT_TRUE(remove_overlay(*files_, elsewhere(1), base_));
   EXPECT_FALSE(files_->exists(elsewhere(1)));
@@ -221,6 +222,72 @@ TEST_F(OverlayFiles, AChainGoesOnInTheOtherFolder) {
   create(elsewhere(1));
   create_over(elsewhere(2), elsewhere(1));
   EXPECT_EQ(over_base(), (List{elsewhere(1), elsewhere(2)}));
+}
+
+/// The pointers to them are all beside the base.
+TEST_F(OverlayFiles, AChainIsFoundFromItsMiddleToo) {
+  files_->make_folder(folder_ / "other");
+  const std::string upper = folder_ / "other/" + name_of(2);
+  create(elsewhere(1));
+  create_overlay(*files_, upper, base_, kSize, elsewhere(1), image::Format::qcow2);
+  EXPECT_EQ(over_base(), (List{elsewhere(1), upper}));
+  EXPECT_EQ(overlays_over(*files_, elsewhere(1)), List{upper});
+  // Beside a block device they do not last.
+  files_->remove(pointer(1));
+  files_->remove(pointer(2));
+  EXPECT_EQ(overlays_over(*files_, base_, folder_ / "other"), (List{elsewhere(1), upper}));
+}
+
+TEST_F(OverlayFiles, AreFoundByEveryNameOfTheImage) {
+  create(beside(1));
+  const std::string link = folder_of(base_) + "/link.qcow2";
+  ASSERT_EQ(::link(base_.c_str(), link.c_str()), 0);
+  EXPECT_EQ(overlays_over(*files_, link), List{beside(1)});
+}
+
+TEST_F(OverlayFiles, ThatCannotBeReadAreAnError) {
+  const std::string other = folder_ / "images/other.qcow2";
+  create_image(other, "qcow2", kSize);
+  create(beside(1));
+  testing::write_number<std::uint64_t>(beside(1), 72, 2);  // incompatible features: corrupt
+  EXPECT_THROW(over_base(), Error);
+  EXPECT_THROW(is_half_made(*files_, beside(1)), Error);
+  EXPECT_EQ(overlays_over(*files_, other), List{});
+}
+
+/// A crash has left it, and a guest must not be started on it.
+TEST_F(OverlayFiles, OneThatWasCommittedIsNoneToStartOn) {
+  create(beside(1));
+  create(beside(2));  // it was over 1 until that was committed
+  EXPECT_EQ(overlays_over(*files_, beside(2)), List{});
+  try {
+    overlays_over(*files_, beside(1));
+    FAIL();
+  } catch (const Error& error) {
+    EXPECT_EQ(error.error_number(), ESTALE) << error.what();
+  }
+  mark_committed(*files_, beside(2));
+  EXPECT_THROW(overlays_over(*files_, beside(2)), Error);
+}
+
+TEST_F(OverlayFiles, OfTwoDisksWithImagesOfOneNameAreNotBothCurrent) {
+  create(elsewhere(1));
+  write_current(*files_, elsewhere(1), elsewhere(1), "disk.qcow2");
+  const std::string other = folder_ / "fast/" + overlay_file_name({"0123abcd", 1}, "vdb");
+  create_overlay(*files_, other, base_, kSize, base_, image::Format::qcow2);
+  EXPECT_THROW(write_current(*files_, other, other, "disk.qcow2"), Error);
+  create(elsewhere(2));
+  write_current(*files_, elsewhere(2), elsewhere(2), "disk.qcow2");
+}
+
+/// A storage that is not mounted.
+TEST_F(OverlayFiles, OfAnotherImageThatAreNotThereAreNoMatter) {
+  const std::string other = folder_ / "images/other.qcow2";
+  create_image(other, "qcow2", kSize);
+  create(elsewhere(1));
+  std::filesystem::remove(elsewhere(1));
+  EXPECT_THROW(over_base(), Error);
+  EXPECT_EQ(overlays_over(*files_, other), List{});
 }
 
 /// A host that failed may have kept a header as it was before a commit.
