@@ -138,6 +138,8 @@ class World final : public Host {
                       bool must_work);
   void run_until_ended(Process& process);
   void stop_nbdelta();
+  /// It has been told to complete: the guest's writes wait, or will.
+  bool commit_is_ending() const;
   asio::awaitable<void> let_nbdelta_go_on(std::uint64_t run);
   bool run_once();
   void check_failure(const Process& process);

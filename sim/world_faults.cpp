@@ -114,8 +114,7 @@ void World::step(const std::string& what, Process* self) {
       guardian->doom();
   if (kill_nbdelta && nbdelta_) {
     nbdelta_->doom();
-    if (qemu_ && std::any_of(qemu_->fake.jobs().begin(), qemu_->fake.jobs().end(),
-                             [](const Job& job) { return job.complete; }))
+    if (commit_is_ending())
       ++stops_;
   }
   if (kill_qemu_ && qemu_) {
@@ -123,6 +122,11 @@ void World::step(const std::string& what, Process* self) {
     if (self == &qemu_->process)
       throw Killed();
   }
+}
+
+bool World::commit_is_ending() const {
+  return qemu_ && std::any_of(qemu_->fake.jobs().begin(), qemu_->fake.jobs().end(),
+                              [](const Job& job) { return job.complete; });
 }
 
 void World::stop_nbdelta() {

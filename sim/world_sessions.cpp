@@ -308,7 +308,7 @@ void World::run() {
     ensure_guest();
     write_now(session.writes_before, random_);
     begin_faults(session.faults);
-    if (!frozen_since_ && !held_since_) {
+    if (!frozen_since_ && !commit_is_ending()) {  // else the last one's have not done yet
       guardian_was_killed_ = false;
       stops_ = 0;
     }
