@@ -65,6 +65,8 @@ class Files {
   virtual std::optional<std::string> read_text(const std::string& path) = 0;
   /// Replaces the file as a whole; durable on return.
   virtual void write_text(const std::string& path, const std::string& text) = 0;
+  /// The file counts as written to now, where it is there.
+  virtual void touch(const std::string& path) = 0;
   /// In the same folder; durable on return. A file that has the new name already goes.
   virtual void rename(const std::string& from, const std::string& to) = 0;
   /// Names in a folder; none where it does not exist.

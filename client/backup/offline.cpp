@@ -122,10 +122,7 @@ Settled recover_offline(Environment& environment, const std::string& image,
     const std::string& top = overlays.back();
     if (overlays.size() == 1) {
       files.check_unused(base);
-      try {
-        mark_committing(files, top);
-      } catch (const Error&) {  // no room, which this makes; interrupted, it is asked about
-      }
+      mark_committing(files, top);
     }
     // An empty one too: its QEMU may not have written its tables yet, and has it locked.
     environment.commit_offline(top);

@@ -53,6 +53,17 @@ std::string disk_of(const std::string& overlay) {
   return std::string(base_name(overlay)).substr(bitmap_name(id).size() + 1);
 }
 
+/// An overlay has one mark, which is made with it and renamed: that needs no space.
+void change_mark(Files& files, const std::string& overlay, std::string_view kind) {
+  for (const std::string_view each : {kUncommitted, kCommitting, kCommitted})
+    if (each != kind && bears(files, overlay, each)) {
+      files.rename(mark_path(overlay, each), mark_path(overlay, kind));
+      return;
+    }
+  if (!bears(files, overlay, kind))
+    files.write_text(mark_path(overlay, kind), text_of_mark(overlay, ""));
+}
+
 /// Whether an overlay may be one of an image, by the file names of their bases, where they are
 /// known: one guest's trouble is none of another's who has an image in the same folder.
 bool may_concern(const std::string& base, const std::string& wanted) {
@@ -193,7 +204,7 @@ std::vector<std::string> overlays_over_base(Files& files, const std::string& sta
 std::string base_of(Files& files, const std::string& image) {
   if (!session_of(base_name(image)))
     return std::string(base_name(image));
-  for (const std::string_view kind : {kUncommitted, kCommitted}) {
+  for (const std::string_view kind : {kUncommitted, kCommitting, kCommitted}) {
     if (!bears(files, image, kind))
       continue;
     return second_line(files.read_text(mark_path(image, kind)).value_or(""));
@@ -229,15 +240,12 @@ void remove_current(Files& files, const std::string& overlay) {
 }
 
 void mark_committed(Files& files, const std::string& overlay) {
-  if (bears(files, overlay, kUncommitted))
-    files.rename(mark_path(overlay, kUncommitted), mark_path(overlay, kCommitted));
-  else
-    files.write_text(mark_path(overlay, kCommitted), text_of_mark(overlay, ""));
+  change_mark(files, overlay, kCommitted);
 }
 
 void unmark_committed(Files& files, const std::string& overlay) {
   if (is_committed(files, overlay))
-    files.rename(mark_path(overlay, kCommitted), mark_path(overlay, kUncommitted));
+    change_mark(files, overlay, kUncommitted);
 }
 
 bool is_committed(Files& files, const std::string& overlay) {
@@ -245,19 +253,17 @@ bool is_committed(Files& files, const std::string& overlay) {
 }
 
 void mark_committing(Files& files, const std::string& overlay) {
-  files.write_text(mark_path(overlay, kCommitting), text_of_mark(overlay, ""));
-}
-
-void unmark_committing(Files& files, const std::string& overlay) {
-  files.remove(mark_path(overlay, kCommitting));
+  change_mark(files, overlay, kCommitting);
+  sign_committing(files, overlay);
 }
 
 void sign_committing(Files& files, const std::string& overlay) {
-  try {
-    if (bears(files, overlay, kCommitting))
-      mark_committing(files, overlay);
-  } catch (const Error&) {  // no room for it: an interruption is asked about
-  }
+  files.touch(mark_path(overlay, kCommitting));
+}
+
+void unmark_committing(Files& files, const std::string& overlay) {
+  if (bears(files, overlay, kCommitting))
+    change_mark(files, overlay, kUncommitted);
 }
 
 std::optional<std::int64_t> committing_since(Files& files, const std::string& overlay) {

@@ -38,7 +38,7 @@ bool is_committed(Files& files, const std::string& overlay);
 /// While no guest runs, until remove_overlay(): its base is written to by a commit of this overlay,
 /// which can be begun again where it was interrupted. Durable on return.
 void mark_committing(Files& files, const std::string& overlay);
-/// That commit goes on: to be called every few seconds. Does not throw. For any thread.
+/// That commit goes on: to be called every few seconds. For any thread.
 void sign_committing(Files& files, const std::string& overlay);
 void unmark_committing(Files& files, const std::string& overlay);
 /// When it last gave such a sign: seconds since 1970. Nothing where the overlay has no such mark.

@@ -241,6 +241,7 @@ TEST_F(Serving, ReadaheadBeginsAnewForWhoStartsOver) {
   write_file(folder / "map.json", R"([{"offset":0,"length":67108864,"type":0}])");
   const File file = File::open(raw, O_RDONLY);
   file.sync();
+  constexpr double kMost = 0.9;  // the kernel need not take all
   const struct {
     const char* name;
     std::uint64_t read_before;  // from 0 on
@@ -261,16 +262,22 @@ TEST_F(Serving, ReadaheadBeginsAnewForWhoStartsOver) {
       for (std::uint64_t at = 0; at < row.read_before; at += 256 * kKiB)
         (void)client.read(data + at, 256 * kKiB);
       const auto comes = [&](std::uint64_t offset, int attempts) {
-        for (int i = 0; i < attempts && resident(raw, offset, kMiB) < 1; ++i)
+        for (int i = 0; i < attempts && resident(raw, offset, kMiB) < kMost; ++i)
           ::usleep(10'000);
         return resident(raw, offset, kMiB);
       };
-      ASSERT_EQ(comes(7 * kMiB, 500), 1);  // what was announced before is not on its way any more
+      ASSERT_GE(comes(7 * kMiB, 500),
+                kMost);  // what was announced before is not on its way any more
       ::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_DONTNEED);
       if (resident(raw, row.offset + 2 * kMiB, kMiB) > 0)
         GTEST_SKIP() << "the page cache of this file system cannot be emptied";
       (void)client.read(data + row.offset, 64 * kKiB);
-      EXPECT_EQ(comes(row.offset + 2 * kMiB, row.announced ? 500 : 20), row.announced ? 1 : 0);
+      const double came = comes(row.offset + 2 * kMiB, row.announced ? 500 : 20);
+      if (row.announced) {
+        EXPECT_GE(came, kMost);
+      } else {
+        EXPECT_EQ(came, 0);
+      }
     }
 }
 

@@ -141,8 +141,13 @@ class RealFiles final : public Files {
   }
 
   bool same(const std::string& path, const std::string& other) override {
-    std::error_code error;
-    return fs::equivalent(path, other, error) && !error;
+    struct stat one {};
+    struct stat two {};
+    if (::stat(path.c_str(), &one) != 0 || ::stat(other.c_str(), &two) != 0)
+      return false;
+    if (S_ISBLK(one.st_mode) && S_ISBLK(two.st_mode))
+      return one.st_rdev == two.st_rdev;
+    return one.st_dev == two.st_dev && one.st_ino == two.st_ino;
   }
 
   std::optional<std::string> read_text(const std::string& path) override {
@@ -170,6 +175,8 @@ class RealFiles final : public Files {
     }
     rename(partial, path);
   }
+
+  void touch(const std::string& path) override { ::utimensat(AT_FDCWD, path.c_str(), nullptr, 0); }
 
   void rename(const std::string& from, const std::string& to) override {
     if (::rename(from.c_str(), to.c_str()) != 0)

@@ -97,9 +97,10 @@ TEST_F(OverlayFiles, AreMarkedWhereNoSpaceIsLeft) {
     ASSERT_TRUE(filler.fail());
     mark_committed(*files_, overlay);
     EXPECT_TRUE(is_committed(*files_, overlay));
-    EXPECT_THROW(mark_committing(*files_, overlay), Error);
     unmark_committed(*files_, overlay);
     EXPECT_FALSE(is_committed(*files_, overlay));
+    mark_committing(*files_, overlay);
+    EXPECT_TRUE(committing_since(*files_, overlay));
   }
   EXPECT_TRUE(remove_overlay(*files_, overlay, base_));
   EXPECT_EQ(files_->list(small.path()), (List{"filler0", "filler1"}));
@@ -236,6 +237,20 @@ TEST_F(OverlayFiles, AChainIsFoundFromItsMiddleToo) {
   files_->remove(pointer(1));
   files_->remove(pointer(2));
   EXPECT_EQ(overlays_over(*files_, base_, folder_ / "other"), (List{elsewhere(1), upper}));
+}
+
+TEST_F(OverlayFiles, OfABlockDeviceAreFoundWhereTheyAreSaidToBe) {
+  const std::string raw = folder_ / "images/device.raw";
+  create_image(raw, "raw", kSize);
+  const std::string said = testing::run_ok({"losetup", "--find", "--show", raw});
+  const std::string device = said.substr(0, said.find('\n'));
+  create_overlay(*files_, elsewhere(1), raw, kSize, device, image::Format::raw);
+  create_overlay(*files_, elsewhere(2), raw, kSize, elsewhere(1), image::Format::qcow2);
+  const std::string link = folder_ / "images/link";
+  EXPECT_EQ(::symlink(device.c_str(), link.c_str()), 0);
+  EXPECT_EQ(overlays_over(*files_, device, folder_ / "fast"), (List{elsewhere(1), elsewhere(2)}));
+  EXPECT_EQ(overlays_over(*files_, link, folder_ / "fast"), (List{elsewhere(1), elsewhere(2)}));
+  testing::run_ok({"losetup", "--detach", device});
 }
 
 TEST_F(OverlayFiles, AreFoundByEveryNameOfTheImage) {
