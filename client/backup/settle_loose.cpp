@@ -167,8 +167,7 @@ asio::awaitable<void> Settler::remove_loose(std::optional<Journal>& journal) {
           "{}: somebody else has it open ({}), a copy of this guest perhaps; it is left", local,
           user));
     else if (is_expendable(local, journal) || was_committed(local, what, inventory)) {
-      if (!broken("earlier-overlay-left-to-count"))
-        mark_committed_before(files, local, overlays);
+      mark_committed_before(files, local, overlays);
       drop_overlay(local, what.base);
     } else if (bases.count(what.base)) {
       unmark_committing(files, local);  // the guest has written to the base meanwhile

@@ -42,8 +42,6 @@ inline constexpr Break kBreaks[] = {
     {"offline-commit-not-noted", "a recover --offline that was killed leaves no mark", 0},
     {"new-disk-left-out", "a disk that the last restore point lacks is not backed up", 39},
     {"guest-without-space-left", "it is not let go on when there is room again", 422},
-    {"earlier-overlay-left-to-count", "one that was committed is the last, when an empty one goes",
-     0},
     {"nobody-stands-in", "a guest stays frozen when its guardian dies and QEMU hangs", 1},
     {"nbd-server-forgotten", "a server that did not stop is taken for one that does not run", 214},
     {"journal-trusted", "recover takes an overlay for unused because the journal says so", 1},
