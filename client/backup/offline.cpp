@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <set>
 
-#include "client/backup/breaks.hpp"
 #include "client/backup/names.hpp"
 #include "client/backup/overlay_files.hpp"
 
@@ -40,9 +39,8 @@ bool is_newer_without_reason(Files& files, const std::string& base,
                              const std::optional<Journal>& journal) {
   if (overlays.empty())
     return false;
-  std::optional<std::int64_t> written;
-  if (!broken("offline-commit-not-noted"))  // a recover --offline that was interrupted
-    written = committing_since(files, overlays.front());
+  // By a recover --offline that was interrupted.
+  std::optional<std::int64_t> written = committing_since(files, overlays.front());
   for (const std::string& overlay : overlays) {
     if (files.overlay_is_empty(overlay))
       continue;  // nothing of it can be put over what is newer

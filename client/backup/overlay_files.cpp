@@ -298,11 +298,16 @@ bool remove_overlay(Files& files, const std::string& overlay, const std::string&
 
 void mark_committed_before(Files& files, const std::string& overlay,
                            const std::set<std::string>& overlays) {
-  const auto below = files.exists(overlay) ? files.backing_of(overlay) : std::nullopt;
+  const std::optional<std::string> below = files.backing_of(overlay);
+  const auto lay_over_it = [&](std::optional<std::string> each) {
+    for (std::size_t i = 0; i < kMostOverlays && each && each != below; ++i)
+      each = session_of(base_name(*each)) ? files.backing_of(*each) : std::nullopt;
+    return each.has_value();
+  };
   for (const std::string& each : overlays)
-    if (below && session(each).chain == session(overlay).chain &&
+    if (below && each != below && session(each).chain == session(overlay).chain &&
         session(each).number < session(overlay).number && files.exists(each) &&
-        files.backing_of(each) == below && files.modified(each) <= files.modified(overlay) &&
+        lay_over_it(files.backing_of(each)) && files.modified(each) <= files.modified(overlay) &&
         !is_committed(files, each))
       mark_committed(files, each);
 }

@@ -92,12 +92,9 @@ asio::awaitable<void> Settler::put_back(GuestDisk disk, qapi::BitmapInfo bitmap,
   if (!bitmap.recording)
     transaction.actions.push_back(TransactionAction::of(
         qapi::BlockDirtyBitmapEnable{.node = disk.base_node, .name = bitmap.name}));
-  const qapi::BlockDirtyBitmapMerge merge{
-      .node = disk.base_node, .target = bitmap.name, .bitmaps = later};
-  if (broken("put-back-in-two-steps"))
-    co_await qmp_->call(merge);
-  else if (!broken("dirty-bits-dropped"))
-    transaction.actions.push_back(TransactionAction::of(merge));
+  if (!broken("dirty-bits-dropped"))
+    transaction.actions.push_back(TransactionAction::of(qapi::BlockDirtyBitmapMerge{
+        .node = disk.base_node, .target = bitmap.name, .bitmaps = later}));
   co_await qmp_->call(transaction);
   settled_.done.push_back(fmt::format("{}: put what has changed since back into the bitmap {}",
                                       disk.name, bitmap.name));
