@@ -45,8 +45,8 @@ void unmark_committing(Files& files, const std::string& overlay);
 std::optional<std::int64_t> committing_since(Files& files, const std::string& overlay);
 
 /// Where an overlay goes that was not committed: the earlier ones of its chain that lie over the
-/// same, or over each other there, were below it until they were committed, and the last of them would count without it.
-/// `overlays`: where to look for them.
+/// same, or over each other there, were below it until they were committed, and the last of them
+/// would count without it. `overlays`: where to look for them.
 void mark_committed_before(Files& files, const std::string& overlay,
                            const std::set<std::string>& overlays);
 
