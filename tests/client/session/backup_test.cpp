@@ -36,8 +36,8 @@ TEST_P(Schemes, EveryRestorePointIsExact) {
     EXPECT_THAT(machine.leftovers(), IsEmpty());
     EXPECT_EQ(machine.nodes(), nodes);
   } else {
-    // One overlay and its link for each disk, the overlay's two nodes.
-    EXPECT_EQ(machine.leftovers().size(), 4 * GetParam().disks.size());
+    // One overlay with its mark and what names it for each disk, and the overlay's two nodes.
+    EXPECT_EQ(machine.leftovers().size(), 5 * GetParam().disks.size());
   }
   for (const MachineDisk& disk : machine.disks()) {
     machine.write(disk, "write -P 99 0 64k");

@@ -206,10 +206,10 @@ TEST_P(Unplugged, TheOverlayOfADiskIsKept) {
     EXPECT_THAT(again.err, HasSubstr("no disk runs on it; it is left")) << name;
     EXPECT_THAT(again.err, Not(HasSubstr("was started without"))) << name;
   }
-  EXPECT_EQ(machine.leftovers().size(), 1U);
+  EXPECT_EQ(machine.leftovers().size(), 2U);
   if (!gone.by_drive) {  // QEMU has the image open until somebody takes that away too
     EXPECT_NE(run(recover_offline(points, image)).status, 0);
-    EXPECT_EQ(machine.leftovers().size(), 1U);
+    EXPECT_EQ(machine.leftovers().size(), 2U);
     machine.command("blockdev-del", {{"node-name", gone.name}});
   }
   const Outcome recovered = run(recover_offline(points, image));

@@ -149,8 +149,8 @@ TEST(PreparedOverlay, ThatAGuestWasStartedOnSurvivesTheRecoveryOfAnotherDisk) {
   Points points(machine);
   int asked = 0;
   watched(machine, points, "backup", kByOverlay, [&](QmpTap& tap, const json::object& command) {
-    // First before anything was touched, then when the overlays are there.
-    if (command.at("execute") == "query-status" && ++asked == 2)
+    // Twice before anything was touched, then when the overlays are there.
+    if (command.at("execute") == "query-status" && ++asked == 3)
       tap.kill_client();
   });
   ASSERT_EQ(points.phase(), "prepare");
