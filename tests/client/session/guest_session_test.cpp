@@ -136,7 +136,7 @@ TEST(GuestSession, GoesOnAfterItsOverlayHadNoSpace) {
       std::this_thread::sleep_for(100ms);
     const Outcome end = run(session.command("end", {"--success"}));
     EXPECT_EQ(end.status, 0) << end.err;
-    EXPECT_THAT(end.err, HasSubstr("it was let go on"));
+    EXPECT_THAT(end.err, HasSubstr("was let go on"));
     EXPECT_EQ(status(), "running");
     const std::size_t before = session.guest().operations().size();
     while (session.guest().operations().size() < before + 100)
