@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <map>
 
+#include "client/seconds.hpp"
 #include "client/target/open_target.hpp"
 
 namespace nbdelta::client {
@@ -54,7 +55,7 @@ void GuestOptions::add_to(CLI::App& command, Needs needs) {
       .add_option("--commit-deadline", commit_deadline_s,
                   "how long an overlay's commit may take to catch up with the guest")
       ->type_name("SECONDS")
-      ->check(CLI::Range(0.0, kLongestDeadline_s))
+      ->check(seconds_between(0.0, kLongestDeadline_s))
       ->capture_default_str();
   command.add_flag("--json", json, "print the result as a JSON object");
   command.add_flag("--quiet", quiet, "no progress; errors and warnings only");
@@ -84,7 +85,7 @@ void GuestOptions::add_session_options(CLI::App& command) {
       .add_option("--freeze-deadline", freeze_deadline_s,
                   "the guest is thawed after this time, whatever happens")
       ->type_name("SECONDS")
-      ->check(CLI::Range(0.001, kLongestDeadline_s))
+      ->check(seconds_between(0.001, kLongestDeadline_s))
       ->capture_default_str();
   command.add_flag("--presync", presync, "run 'sync' in the guest first: the freeze is shorter");
   command

@@ -3,6 +3,7 @@
 #include <chrono>
 #include <string_view>
 
+#include "client/seconds.hpp"
 #include "image/status_reply.hpp"
 
 namespace nbdelta::client {
@@ -32,7 +33,7 @@ void SourceOptions::add_to(CLI::App& app) {
   app.add_flag("--full", full, "the whole disk, where the source would tell only the changes");
   app.add_option("--timeout", timeout_s, "a server silent for so long counts as lost")
       ->type_name("SECONDS")
-      ->check(CLI::Range(0.001, kLongestTimeout_s))
+      ->check(seconds_between(0.001, kLongestTimeout_s))
       ->capture_default_str();
   app.add_option("--retries", retries, "attempts in a row to get a lost connection back")
       ->type_name("N")

@@ -30,14 +30,15 @@ constexpr const char* kNeeded[] = {"blockdev-add",     "blockdev-del",
 
 /// For the message about a session that failed.
 std::string outcome_of(const Settled& settled) {
+  const std::string guest = settled.space.empty() ? "the guest runs as before" : settled.space;
   if (settled.overlay_kept)
-    return "an overlay stays in place; the next backup or 'nbdelta recover' goes on with it";
+    return (settled.space.empty() ? std::string() : guest + "; ") +
+           "an overlay stays in place; the next backup or 'nbdelta recover' goes on with it";
   if (!settled.gaps.empty())
     return fmt::format(
-        "the guest runs as before; the next backup is a full of {}, whose bitmap was disabled and "
-        "has a gap",
+        "{}; the next backup is a full of {}, whose bitmap was disabled and has a gap", guest,
         fmt::join(settled.gaps, ", "));
-  return "the guest runs as before, and the next backup has what this one would have had";
+  return guest + "; the next backup has what this one would have had";
 }
 
 std::string version_text(const qapi::Greeting& greeting) {

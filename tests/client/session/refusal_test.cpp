@@ -58,6 +58,8 @@ TEST_F(Refusal, CommandLines) {
   expect_refused(points_.command("backup", {"--quiesce", "sometimes"}), 2, "--quiesce");
   expect_refused(points_.command("backup", {"--quiesce", "require"}), 2, "needs --agent");
   expect_refused(points_.command("backup", {"--path", "/a"}), 2, "expected QEMU=LOCAL");
+  for (const char* deadline : {"nan", "0", "1e9"})
+    expect_refused(points_.command("backup", {"--freeze-deadline", deadline}), 2, "not in range");
   expect_refused(points_.command("backup", {"--disk", "vdz"}), 3, "the guest has no such disk");
   expect_refused(points_.command("backup", {"--exclude", "vdz"}), 3, "the guest has no such disk");
   expect_refused(points_.command("backup", {"--require-incremental"}), 3,
