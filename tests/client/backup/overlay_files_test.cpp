@@ -29,7 +29,7 @@ using nbdelta::testing::image_info;
 using nbdelta::testing::qemu_io;
 using nbdelta::testing::TempFolder;
 
-constexpr std::uint64_t kSize = 4 * kMiB;
+constexpr std::uint64_t kDiskSize = 4 * kMiB;
 
 std::string name_of(std::uint32_t number) {
   return overlay_file_name({"0123abcd", number}, "vda");
@@ -41,7 +41,7 @@ class OverlayFiles : public ::testing::Test {
     files_->make_folder(folder_ / "images");
     files_->make_folder(folder_ / "fast");
     base_ = files_->canonical(folder_ / "images/disk.qcow2");
-    create_image(base_, "qcow2", kSize);
+    create_image(base_, "qcow2", kDiskSize);
   }
 
   /// Where an overlay is: beside the base, or in the other folder.
@@ -52,10 +52,10 @@ class OverlayFiles : public ::testing::Test {
   std::string pointer(std::uint32_t number) const { return beside(number) + ".at"; }
 
   void create(const std::string& overlay) {
-    create_overlay(*files_, overlay, base_, kSize, base_, image::Format::qcow2);
+    create_overlay(*files_, overlay, base_, kDiskSize, base_, image::Format::qcow2);
   }
   void create_over(const std::string& overlay, const std::string& below) {
-    create_overlay(*files_, overlay, base_, kSize, below, image::Format::qcow2);
+    create_overlay(*files_, overlay, base_, kDiskSize, below, image::Format::qcow2);
   }
   std::vector<std::string> over_base() { return overlays_over(*files_, base_); }
 
@@ -72,7 +72,7 @@ TEST_F(OverlayFiles, AnOverlayIsWhatQemuExpects) {
   const auto info = image_info(beside(1), "qcow2");
   EXPECT_EQ(info.at("backing-filename").as_string(), base_);
   EXPECT_EQ(info.at("backing-filename-format").as_string(), "qcow2");
-  EXPECT_EQ(info.at("virtual-size").to_number<std::uint64_t>(), kSize);
+  EXPECT_EQ(info.at("virtual-size").to_number<std::uint64_t>(), kDiskSize);
   EXPECT_EQ(info.at("format-specific").at("data").at("compat").as_string(), "1.1");
   EXPECT_EQ(files_->list(folder_of(base_)),
             (List{"disk.qcow2", name_of(1), name_of(1) + ".uncommitted"}));
@@ -94,7 +94,7 @@ TEST_F(OverlayFiles, AreMarkedWhereNoSpaceIsLeft) {
   create(overlay);
   for (int i = 0; i < 2; ++i) {
     std::ofstream filler(small.path() + "/filler" + std::to_string(i));
-    filler << std::string(kSize, 'x') << std::flush;
+    filler << std::string(kDiskSize, 'x') << std::flush;
     ASSERT_TRUE(filler.fail());
     mark_committed(*files_, overlay);
     EXPECT_TRUE(is_committed(*files_, overlay));
@@ -231,7 +231,7 @@ TEST_F(OverlayFiles, AChainIsFoundFromItsMiddleToo) {
   files_->make_folder(folder_ / "other");
   const std::string upper = folder_ / "other/" + name_of(2);
   create(elsewhere(1));
-  create_overlay(*files_, upper, base_, kSize, elsewhere(1), image::Format::qcow2);
+  create_overlay(*files_, upper, base_, kDiskSize, elsewhere(1), image::Format::qcow2);
   EXPECT_EQ(over_base(), (List{elsewhere(1), upper}));
   EXPECT_EQ(overlays_over(*files_, elsewhere(1)), List{upper});
   // Beside a block device they do not last.
@@ -242,11 +242,11 @@ TEST_F(OverlayFiles, AChainIsFoundFromItsMiddleToo) {
 
 TEST_F(OverlayFiles, OfABlockDeviceAreFoundWhereTheyAreSaidToBe) {
   const std::string raw = folder_ / "images/device.raw";
-  create_image(raw, "raw", kSize);
+  create_image(raw, "raw", kDiskSize);
   const std::string said = testing::run_ok({"losetup", "--find", "--show", raw});
   const std::string device = said.substr(0, said.find('\n'));
-  create_overlay(*files_, elsewhere(1), raw, kSize, device, image::Format::raw);
-  create_overlay(*files_, elsewhere(2), raw, kSize, elsewhere(1), image::Format::qcow2);
+  create_overlay(*files_, elsewhere(1), raw, kDiskSize, device, image::Format::raw);
+  create_overlay(*files_, elsewhere(2), raw, kDiskSize, elsewhere(1), image::Format::qcow2);
   const std::string link = folder_ / "images/link";
   EXPECT_EQ(::symlink(device.c_str(), link.c_str()), 0);
   EXPECT_EQ(overlays_over(*files_, device, folder_ / "fast"), (List{elsewhere(1), elsewhere(2)}));
@@ -263,7 +263,7 @@ TEST_F(OverlayFiles, AreFoundByEveryNameOfTheImage) {
 
 TEST_F(OverlayFiles, ThatCannotBeReadAreAnError) {
   const std::string other = folder_ / "images/other.qcow2";
-  create_image(other, "qcow2", kSize);
+  create_image(other, "qcow2", kDiskSize);
   create(beside(1));
   testing::write_number<std::uint64_t>(beside(1), 72, 2);  // incompatible features: corrupt
   EXPECT_THROW(over_base(), Error);
@@ -308,7 +308,7 @@ TEST_F(OverlayFiles, OfTwoDisksWithImagesOfOneNameAreNotBothCurrent) {
   create(elsewhere(1));
   write_current(*files_, elsewhere(1), elsewhere(1), "disk.qcow2");
   const std::string other = folder_ / "fast/" + overlay_file_name({"0123abcd", 1}, "vdb");
-  create_overlay(*files_, other, base_, kSize, base_, image::Format::qcow2);
+  create_overlay(*files_, other, base_, kDiskSize, base_, image::Format::qcow2);
   EXPECT_THROW(write_current(*files_, other, other, "disk.qcow2"), Error);
   create(elsewhere(2));
   write_current(*files_, elsewhere(2), elsewhere(2), "disk.qcow2");
@@ -317,7 +317,7 @@ TEST_F(OverlayFiles, OfTwoDisksWithImagesOfOneNameAreNotBothCurrent) {
 /// A storage that is not mounted.
 TEST_F(OverlayFiles, OfAnotherImageThatAreNotThereAreNoMatter) {
   const std::string other = folder_ / "images/other.qcow2";
-  create_image(other, "qcow2", kSize);
+  create_image(other, "qcow2", kDiskSize);
   create(elsewhere(1));
   std::filesystem::remove(elsewhere(1));
   EXPECT_THROW(over_base(), Error);
@@ -346,9 +346,9 @@ TEST_F(OverlayFiles, OverOneThatHasGoneAreAnError) {
 /// Many guests may have their images in one folder.
 TEST_F(OverlayFiles, OverOneThatHasGoneAreNoMatterToOtherImages) {
   const std::string other = folder_ / "images/other.qcow2";
-  create_image(other, "qcow2", kSize);
+  create_image(other, "qcow2", kDiskSize);
   create(beside(1));
-  create_overlay(*files_, beside(2), base_, kSize, beside(1), image::Format::qcow2);
+  create_overlay(*files_, beside(2), base_, kDiskSize, beside(1), image::Format::qcow2);
   files_->remove(beside(1));
   EXPECT_THROW(over_base(), Error);
   EXPECT_EQ(overlays_over(*files_, other), List{});
@@ -361,8 +361,8 @@ TEST_F(OverlayFiles, OfAnotherDiskByNamesOfAnotherMachineAreNoMatter) {
   const auto other = [&](std::uint32_t number) {
     return folder_of(base_) + "/" + overlay_file_name({"0123abcd", number}, "vdb");
   };
-  create_overlay(*files_, other(1), base_, kSize, "/mnt/qemu/vdb.qcow2", image::Format::qcow2);
-  create_overlay(*files_, other(2), base_, kSize, "/mnt/qemu/" + std::string(base_name(other(1))),
+  create_overlay(*files_, other(1), base_, kDiskSize, "/mnt/qemu/vdb.qcow2", image::Format::qcow2);
+  create_overlay(*files_, other(2), base_, kDiskSize, "/mnt/qemu/" + std::string(base_name(other(1))),
                  image::Format::qcow2);
   EXPECT_EQ(over_base(), List{});
 }
@@ -375,7 +375,7 @@ TEST_F(OverlayFiles, AChainIsFoundThroughALinkToTheImage) {
 }
 
 TEST_F(OverlayFiles, BackingNamesMayBeRelative) {
-  create_overlay(*files_, beside(1), base_, kSize, "disk.qcow2", image::Format::qcow2);
+  create_overlay(*files_, beside(1), base_, kDiskSize, "disk.qcow2", image::Format::qcow2);
   EXPECT_EQ(files_->backing_of(beside(1)), base_);
   EXPECT_EQ(over_base(), List{beside(1)});
 }
@@ -435,7 +435,7 @@ TEST_F(OverlayFiles, AForkHigherUpIsAnErrorToo) {
 
 TEST_F(OverlayFiles, OfOtherImagesAndOfOthersAreNotSeen) {
   const std::string other = folder_of(base_) + "/other.qcow2";
-  create_image(other, "qcow2", kSize);
+  create_image(other, "qcow2", kDiskSize);
   create_over(beside(1), other);
   testing::create_overlay(folder_of(base_) + "/snapshot1.qcow2", base_, "qcow2");
   files_->write_text(beside(2), "no qcow2 image");
