@@ -12,7 +12,8 @@ CLI::Validator seconds_between(double least, double most) {
             const double seconds = std::strtod(text.c_str(), &end);
             const bool valid = end != text.c_str() && *end == '\0' && seconds >= least &&
                                seconds <= most;  // nan is neither
-            return valid ? std::string() : fmt::format("Value {} not in range {} to {}", text, least, most);
+            return valid ? std::string()
+                         : fmt::format("Value {} not in range {} to {}", text, least, most);
           },
           fmt::format("FLOAT in [{} - {}]", least, most)};
 }

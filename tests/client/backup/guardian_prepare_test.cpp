@@ -1,4 +1,5 @@
-// What comes before a freeze: what the agent can do, who else has frozen the guest, and the presync.
+// What comes before a freeze: what the agent can do, who else has frozen the guest, and the
+// presync.
 
 #include <gtest/gtest.h>
 
