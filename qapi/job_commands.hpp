@@ -21,6 +21,14 @@ struct BlockdevAdd {
   std::optional<json::value> backing;  // null: none, whatever the header says
   std::optional<bool> read_only;
   std::optional<std::string> discard;
+  struct Cache {
+    std::optional<bool> direct;
+    template <class Visitor>
+    void fields(Visitor& visit) {
+      visit("direct", direct);
+    }
+  };
+  std::optional<Cache> cache;  // of the file node too
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("driver", driver);
@@ -29,6 +37,7 @@ struct BlockdevAdd {
     visit("backing", backing);
     visit("read-only", read_only);
     visit("discard", discard);
+    visit("cache", cache);
   }
 };
 
@@ -61,7 +70,7 @@ struct BlockCommit {
   std::optional<std::string> base_node;
   std::optional<std::string> top_node;      // below the active node: an intermediate commit
   std::optional<std::string> backing_file;  // for the header of the image over top-node
-  std::optional<std::uint64_t> speed;       // bytes a second
+  std::optional<std::int64_t> speed;        // bytes a second
   std::optional<bool> auto_finalize;
   std::optional<bool> auto_dismiss;
   template <class Visitor>

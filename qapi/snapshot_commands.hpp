@@ -16,7 +16,7 @@ struct BlockDirtyBitmapAdd {
   using Result = Nothing;
   std::string node;
   std::string name;
-  std::optional<std::uint64_t> granularity;  // bytes
+  std::optional<std::uint32_t> granularity;  // bytes
   std::optional<bool> persistent;
   std::optional<bool> disabled;
   template <class Visitor>

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "qapi/fields.hpp"
@@ -81,6 +82,10 @@ void read_argument(const qapi::json::value& value, T& out, const std::string& pa
     if (!value.is_int64() && !value.is_uint64())
       refuse("Parameter '{}' expects uint64", path);
     out = value.is_int64() ? static_cast<std::uint64_t>(value.get_int64()) : value.get_uint64();
+  } else if constexpr (std::same_as<T, std::uint32_t>) {
+    if (!value.is_int64() || !std::in_range<std::uint32_t>(value.get_int64()))
+      refuse("Parameter '{}' expects uint32_t", path);
+    out = static_cast<std::uint32_t>(value.get_int64());
   } else if constexpr (std::same_as<T, std::int64_t>) {
     expect(value.is_int64(), "integer");
     out = value.get_int64();

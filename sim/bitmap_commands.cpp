@@ -74,11 +74,12 @@ Nothing FakeQemu::transaction(const Transaction& command) {
 }
 
 Change FakeQemu::snapshot(const BlockdevSnapshot& command) {
-  return graph_.snapshot(graph_.lookup(command.node), command.overlay);
+  return graph_.snapshot(format_node(graph_.lookup(command.node)), command.overlay);
 }
 
 Change FakeQemu::add_bitmap(const BlockDirtyBitmapAdd& command) {
-  constexpr std::uint64_t kFinest = 512;  // bytes; QEMU's limit
+  constexpr std::uint64_t kFinest = 512;      // bytes; QEMU's limit
+  constexpr std::size_t kLongestName = 1023;  // BDRV_BITMAP_MAX_NAME_SIZE
   const std::uint64_t granularity = command.granularity.value_or(kFinest);
   if (command.name.empty())
     refuse("Bitmap name cannot be empty");
@@ -89,8 +90,16 @@ Change FakeQemu::add_bitmap(const BlockDirtyBitmapAdd& command) {
   if (persistent && node.driver != "qcow2")
     refuse("Can't store persistent bitmaps to {}: Operation not supported",
            graph_.shown_name(node));
+  if (command.name.size() > kLongestName && persistent)
+    refuse(
+        "Can't make bitmap '{}' persistent in '{}': Name length exceeds maximum (1023 "
+        "characters)",
+        command.name, graph_.shown_name(node));
+  if (command.name.size() > kLongestName)
+    refuse("Bitmap name too long: {}", command.name);
   if (node.find_bitmap(command.name) != nullptr)
     refuse("Bitmap already exists: {}", command.name);
+  format_node(node);
   node.bitmaps.push_back({.name = command.name,
                           .persistent = persistent,
                           .recording = !command.disabled.value_or(false),
@@ -141,26 +150,19 @@ Change FakeQemu::set_recording(const std::string& node, const std::string& name,
   return change;
 }
 
-/// It is gone from the image at once.
+/// It is gone from the image at once, whatever comes after it; from QEMU when all has gone well.
 Change FakeQemu::remove_bitmap(const BlockDirtyBitmapRemove& command) {
   Bitmap& bitmap = find_bitmap(command.node, command.name);
   refuse_read_only(command.node, bitmap);
   Node& node = graph_.lookup(command.node);
-  const auto place = std::find_if(node.bitmaps.begin(), node.bitmaps.end(),
-                                  [&](const Bitmap& each) { return each.name == command.name; });
-  const auto index = place - node.bitmaps.begin();
+  if (bitmap.persistent)
+    graph_.forget_stored(node, bitmap.name);
+  ++bitmap.users;
   Change change;
-  change.undo = [&node, removed = *place, index] {
-    node.bitmaps.insert(node.bitmaps.begin() + index, removed);
+  change.undo = [&node, name = command.name] { --node.find_bitmap(name)->users; };
+  change.settle = [&node, name = command.name] {
+    std::erase_if(node.bitmaps, [&](const Bitmap& each) { return each.name == name; });
   };
-  change.settle = [&node, removed = *place] {
-    if (!removed.persistent)
-      return;
-    std::vector<StoredBitmap> stored = node.image->bitmaps();
-    std::erase_if(stored, [&](const StoredBitmap& each) { return each.name == removed.name; });
-    node.image->set_bitmaps(std::move(stored));
-  };
-  node.bitmaps.erase(place);
   return change;
 }
 

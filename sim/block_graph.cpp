@@ -14,6 +14,14 @@ bool is_well_formed(std::string_view id) {
   });
 }
 
+void check_node_name(std::string_view name) {
+  constexpr std::size_t kLongest = 31;
+  if (!is_well_formed(name))
+    refuse("Invalid node-name: '{}'", name);
+  if (name.size() > kLongest)
+    refuse("Node name too long");
+}
+
 std::uint64_t Bitmap::count() const {
   return static_cast<std::uint64_t>(std::count(bits.begin(), bits.end(), true));
 }
@@ -62,18 +70,22 @@ std::shared_ptr<Image> BlockGraph::open_image(const NodeOptions& options) {
 Node& BlockGraph::open(const NodeOptions& options) {
   if (find(options.file_name) != nullptr)
     refuse("Duplicate nodes with node-name='{}'", options.file_name);
+  if (!options.file_name.empty())
+    check_node_name(options.file_name);
   std::shared_ptr<Image> image = open_image(options);
   if (options.read_only && host_->written_by_others(options.path))
     refuse("Failed to get shared \"write\" lock");
   if (!options.read_only && !host_->lock_for_writing(options.path, true))
     refuse("Failed to get \"write\" lock");
-  const bool known = find(options.name) != nullptr;
-  if (known || !(options.name.empty() || is_well_formed(options.name))) {
+  try {
+    if (find(options.name) != nullptr)
+      refuse("Duplicate nodes with node-name='{}'", options.name);
+    if (!options.name.empty())
+      check_node_name(options.name);
+  } catch (const BlockError&) {
     if (!options.read_only)
       host_->lock_for_writing(options.path, false);
-    if (known)
-      refuse("Duplicate nodes with node-name='{}'", options.name);
-    refuse("Invalid node-name: '{}'", options.name);
+    throw;
   }
 
   auto file = std::make_unique<Node>();
@@ -81,7 +93,7 @@ Node& BlockGraph::open(const NodeOptions& options) {
   file->driver = "file";
   file->path = options.path;
   file->read_only = options.read_only;
-  file->direct = options.direct;
+  file->direct = options.direct || options.file_direct;
   auto node = std::make_unique<Node>();
   node->driver = options.driver;
   node->path = options.path;
@@ -106,6 +118,7 @@ Node& BlockGraph::open(const NodeOptions& options) {
 Node& BlockGraph::open_null(const std::string& name) {
   if (find(name) != nullptr)
     refuse("Duplicate nodes with node-name='{}'", name);
+  check_node_name(name);
   auto node = std::make_unique<Node>();
   node->name = name;
   node->driver = "null-co";
@@ -239,7 +252,8 @@ void BlockGraph::copy(const Node& from, Node& to, std::uint64_t granule) {
 }
 
 void BlockGraph::flush(Node& node) {
-  or_refuse([&] { node.image->flush(); });
+  if (node.is_format())
+    or_refuse([&] { node.image->flush(); });
 }
 
 std::vector<Node*> BlockGraph::users_of(const Node& node) const {
@@ -284,16 +298,39 @@ void BlockGraph::refuse_if_read_by_others(const Node& node) const {
     refuse("Failed to get shared \"consistent read\" lock");
 }
 
+bool BlockGraph::is_read(const Node& node) const {
+  const auto users = users_of(node);
+  return has_blk(node) || std::any_of(users.begin(), users.end(), [&](const Node* user) {
+           return user->file == &node || is_read(*user);
+         });
+}
+
+void BlockGraph::refuse_cycle(const Node& backing, const Node& node) const {
+  if (&backing == &node || is_below(node, backing))
+    refuse("Making '{}' a backing child of '{}' would create a cycle", backing.name, node.name);
+}
+
+void BlockGraph::grow_to(Node& node, const Node& other) {
+  const std::uint64_t granules = other.image->granules();
+  if (node.image->granules() >= granules)
+    return;
+  or_refuse([&] { node.image->resize(granules); });
+  for (Bitmap& bitmap : node.bitmaps)
+    bitmap.bits.resize(granules);
+}
+
 Change BlockGraph::snapshot(Node& node, const std::string& overlay_name) {
   refuse_if_blocked(node);
   Node& overlay = lookup(overlay_name);
-  if (has_blk(overlay))
+  if (is_read(overlay))
     refuse("The overlay is already in use");
-  refuse_if_blocked(overlay);
   if (overlay.backing != nullptr)
     refuse("The overlay already has a backing image");
   if (overlay.driver != "qcow2")
     refuse("The overlay does not support backing images");
+  refuse_cycle(node, overlay);
+  if (overlay.read_only && is_read(node))
+    refuse("Block node is read-only");
   flush(node);
   replace(node, overlay, &overlay);
   overlay.backing = &node;
@@ -370,6 +407,12 @@ void BlockGraph::store_bitmaps(Node& node) {
               .in_use = false,
               .bits = bitmap->bits};
   }
+  or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
+}
+
+void BlockGraph::forget_stored(Node& node, const std::string& bitmap) {
+  std::vector<StoredBitmap> stored = node.image->bitmaps();
+  std::erase_if(stored, [&](const StoredBitmap& each) { return each.name == bitmap; });
   or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
 }
 

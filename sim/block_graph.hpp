@@ -30,6 +30,8 @@ struct Bitmap {
 
 /// Whether QEMU takes it for the name of a node, a job or an export.
 bool is_well_formed(std::string_view id);
+/// Throws BlockError where it cannot be a new node's.
+void check_node_name(std::string_view name);
 
 /// A node of QEMU's block graph: a format node over a protocol node, or the latter.
 ///
@@ -48,6 +50,7 @@ struct Node {
   bool by_user = false;  // of blockdev-add or the command line: it stays when nobody uses it
   bool backing_is_none = false;  // "backing": null
   bool direct = false;
+  std::string detect_zeroes = "off";
   std::string job;           // that has it blocked; empty: none
   bool filtered = false;     // a job stands between it and the guest's device
   bool has_job_blk = false;  // a job reads or writes it on its own
@@ -81,6 +84,7 @@ struct NodeOptions {
   bool read_only = false;
   bool no_backing = false;
   bool direct = false;
+  bool file_direct = false;
 };
 
 /// What a transaction has done: exactly one of them is called.
@@ -132,9 +136,14 @@ class BlockGraph {
   /// `overlay` takes the place of `node` for all that use it; `node` becomes read-only when that is
   /// settled.
   Change snapshot(Node& node, const std::string& overlay);
+  void refuse_cycle(const Node& backing, const Node& node) const;
+  /// To at least the size of `other`.
+  void grow_to(Node& node, const Node& other);
   /// All that use `from` use `to`; `except` stays with it.
   void replace(Node& from, Node& to, const Node* except);
   void set_read_only(Node& node, bool read_only);
+  /// Takes a persistent bitmap out of the image.
+  static void forget_stored(Node& node, const std::string& bitmap);
   /// As QEMU after a snapshot or a commit: where it fails, the node stays as it is.
   void try_read_only(Node& node);
   /// Whether anything but its owner has it.
@@ -144,6 +153,8 @@ class BlockGraph {
   /// Throws where a job or an overlay keeps it as it is.
   void refuse_if_blocked(const Node& node) const;
   void refuse_if_read_by_others(const Node& node) const;
+  /// Whether somebody relies on what it reads.
+  bool is_read(const Node& node) const;
   void remove(const std::string& name);
   /// Nodes that nobody has.
   void collect();

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "sim/fake_qemu.hpp"
+#include "sim/unawaited.hpp"
 
 // QEMU's own NBD server.
 namespace nbdelta::sim {
@@ -25,11 +26,13 @@ void FakeQemu::add_export_commands() {
   commands_.add<BlockExportDel>([this](const BlockExportDel& command) {
     if (command.mode != "hard" && command.mode != "safe")
       refuse("Parameter 'mode' does not accept value '{}'", command.mode);
-    return export_del(command.id);
+    return export_del(command.id, command.mode == "hard");
   });
   commands_.add<QueryBlockExports>([this](const QueryBlockExports&) {
     std::vector<ExportInfo> infos;
-    for (const std::string& id : export_ids())
+    std::vector<std::string> ids = export_ids();
+    std::reverse(ids.begin(), ids.end());
+    for (const std::string& id : ids)
       infos.push_back({.id = id, .type = "nbd", .node_name = exports_.at(id).node->name});
     return infos;
   });
@@ -56,14 +59,14 @@ Nothing FakeQemu::stop_nbd_server() {
   if (version_.major >= 10)
     std::reverse(ids.begin(), ids.end());
   for (const std::string& id : ids)
-    export_del(id);
+    end_export(id);
   nbd_server_.reset();
   return {};
 }
 
 const Export* FakeQemu::find_export(const std::string& name) const {
   for (const auto& [id, each] : exports_)
-    if (each.name == name)
+    if (each.name == name && !each.ends)
       return &each;
   return nullptr;
 }
@@ -88,6 +91,7 @@ Nothing FakeQemu::export_add(const BlockExportAdd& command) {
     refuse("Cannot find device='' nor node-name='{}'", command.node_name);
   if (!nbd_server_)
     refuse("NBD server not running");
+  format_node(*node);
   if (find_export(command.name) != nullptr)
     refuse("NBD server already has export named '{}'", command.name);
   std::vector<Bitmap*> bitmaps;
@@ -113,10 +117,33 @@ Nothing FakeQemu::export_add(const BlockExportAdd& command) {
   return {};
 }
 
-Nothing FakeQemu::export_del(const std::string& id) {
+/// Where a client is connected, it ends after the answer only.
+Nothing FakeQemu::export_del(const std::string& id, bool hard) {
   const auto found = exports_.find(id);
   if (found == exports_.end())
     refuse("Export '{}' is not found", id);
+  const bool in_use = hooks_.export_in_use(id);
+  if (in_use && !hard)
+    refuse("export '{}' still in use", id);
+  if (!in_use && timing_.export_end == Clock::Duration::zero()) {
+    end_export(id);
+    return {};
+  }
+  found->second.ends = true;
+  const auto end = [](FakeQemu* self, std::uint64_t serial) -> asio::awaitable<void> {
+    co_await self->clock_->wait(self->timing_.export_end);
+    for (const auto& [each_id, each] : self->exports_)
+      if (each.serial == serial) {
+        self->end_export(std::string(each_id));
+        co_return;
+      }
+  };
+  asio::co_spawn(executor_, end(this, found->second.serial), kUnawaited);
+  return {};
+}
+
+void FakeQemu::end_export(const std::string& id) {
+  const auto found = exports_.find(id);
   Export& deleted = found->second;
   for (const std::string& name : deleted.bitmaps)
     --exported_bitmap(*deleted.node, name).second->users;
@@ -124,7 +151,6 @@ Nothing FakeQemu::export_del(const std::string& id) {
   json::object data{{"id", deleted.id}};
   exports_.erase(found);
   emit("BLOCK_EXPORT_DELETED", std::move(data));
-  return {};
 }
 
 }  // namespace nbdelta::sim

@@ -196,9 +196,9 @@ asio::awaitable<json::value> FakeQemu::carry_out(Monitor& monitor, qapi::Command
 
 void FakeQemu::emit(const std::string& name, json::object data) {
   hooks_.event(name, data);
-  const std::int64_t now =
-      std::chrono::duration_cast<std::chrono::microseconds>(clock_->now().time_since_epoch())
-          .count();
+  const std::int64_t now = std::chrono::duration_cast<std::chrono::microseconds>(
+                               (clock_->now() + epoch).time_since_epoch())
+                               .count();
   const std::string line = qapi::to_line(qapi::Event{.name = name,
                                                      .data = std::move(data),
                                                      .seconds = now / 1000000,

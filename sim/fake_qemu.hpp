@@ -37,6 +37,7 @@ struct Timing {
   Clock::Duration transaction = std::chrono::microseconds(400);
   Clock::Duration snapshot{};  // each of a transaction's, on top
   Clock::Duration job_granule = std::chrono::microseconds(500);
+  Clock::Duration export_end{};  // after its deletion, for what its clients leave
 };
 
 /// What becomes of an answer.
@@ -72,6 +73,10 @@ struct QemuHooks {
   /// Before a write of the guest's is carried out, which may be later than it was sent.
   std::function<void(const Device&, const GuestWrite&)> before_write = [](const Device&,
                                                                           const GuestWrite&) {};
+  /// Whether a client is connected to an export.
+  std::function<bool(const std::string& id)> export_in_use = [](const std::string&) {
+    return false;
+  };
   /// An event is sent to whoever is connected.
   std::function<void(const std::string& name, const qapi::json::object& data)> event =
       [](const std::string&, const qapi::json::object&) {};
@@ -113,6 +118,7 @@ struct Export {
   Node* node = nullptr;
   std::vector<std::string> bitmaps;
   std::uint64_t serial = 0;  // of all exports of this QEMU
+  bool ends = false;         // it takes no client any more
 };
 
 /// Stands in for a QEMU process: a block graph, the QMP commands that nbdelta uses, jobs, NBD
@@ -151,6 +157,8 @@ class FakeQemu {
   void unplug(Device& device);
 
   bool flushes_writes = true;
+  /// What is added to the clock's time for the timestamps of events.
+  Clock::Duration epoch{};
   /// When the last answer that was late came, or was given up: a real one's guest would not have
   /// been served either meanwhile.
   Clock::Time stalled_until() const { return stalled_until_; }
@@ -201,6 +209,10 @@ class FakeQemu {
   std::vector<qapi::DeviceInfo> query_block();
   qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);
   qapi::Nothing blockdev_reopen(const qapi::BlockdevReopen& command);
+  Node* new_backing(const Node& node, const std::optional<qapi::json::value>& given) const;
+  void refuse_other_file(const Node& node, const std::string& name) const;
+  bool is_written_by_job(const Node& node) const;
+  static Node& format_node(Node& node);
   qapi::Nothing change_backing_file(const qapi::ChangeBackingFile& command);
   std::string human_monitor_command(const qapi::HumanMonitorCommand& command);
   qapi::Nothing set_write_threshold(const qapi::BlockSetWriteThreshold& command);
@@ -220,7 +232,8 @@ class FakeQemu {
   void refuse_read_only(const std::string& node, const Bitmap& bitmap);
 
   qapi::Nothing export_add(const qapi::BlockExportAdd& command);
-  qapi::Nothing export_del(const std::string& id);
+  qapi::Nothing export_del(const std::string& id, bool hard);
+  void end_export(const std::string& id);
   qapi::Nothing stop_nbd_server();
   std::vector<std::string> export_ids() const;
   static std::pair<Node*, Bitmap*> exported_bitmap(Node& top, const std::string& name);
@@ -232,6 +245,7 @@ class FakeQemu {
   Job& job_in(const std::string& id, std::string_view verb,
               std::initializer_list<std::string_view> states);
   void open_for_commit(Job& job);
+  void give_up(Job& job);
   static void block_nodes(Job& job);
   asio::awaitable<void> cancel_job(std::uint64_t serial);
   qapi::json::object progress_of(const Job& job) const;

@@ -21,13 +21,7 @@ File open_file(const std::string& path) {
     fail(error, "Could not open '{}': {}", path,
          std::strerror(error));  // NOLINT(concurrency-mt-unsafe): glibc's is safe
   }
-  File file(std::move(fd), path);
-  try {
-    image::lock_image(file, image::Access::read);
-  } catch (const Error&) {
-    fail(EAGAIN, "Failed to get shared \"write\" lock");
-  }
-  return file;
+  return {std::move(fd), path};
 }
 
 }  // namespace
@@ -41,6 +35,12 @@ std::shared_ptr<Image> FileHost::open(const std::string& path, const std::string
   else
     image = std::make_shared<Qcow2FileImage>(open_file(path), foreign_);
   open_[path] = image;
+  writers_.erase(path);
+  try {
+    image::lock_image(image->file(), image::Access::read);
+  } catch (const Error&) {
+    writers_.insert(path);
+  }
   return image;
 }
 
@@ -49,6 +49,7 @@ bool FileHost::lock_for_writing(const std::string& path, bool locked) {
   invariant(image != nullptr, "who writes to an image has it open");
   if (!locked) {
     image::stop_writing(image->file());
+    writers_.erase(path);
     return true;
   }
   if (image.use_count() > 2)  // of another node, which relies on nobody writing
@@ -59,7 +60,12 @@ bool FileHost::lock_for_writing(const std::string& path, bool locked) {
     image::stop_writing(image->file());
     return false;
   }
+  writers_.insert(path);
   return true;
+}
+
+bool FileHost::written_by_others(const std::string& path) {
+  return writers_.count(path) != 0;
 }
 
 bool FileHost::read_by_others(const std::string& path) {

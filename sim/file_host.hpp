@@ -2,6 +2,7 @@
 
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 
 #include "sim/file_image.hpp"
@@ -14,6 +15,7 @@ class FileHost final : public ImageHost {
   /// An image that is open already is shared with those who have it.
   std::shared_ptr<Image> open(const std::string& path, const std::string& format) override;
   bool lock_for_writing(const std::string& path, bool locked) override;
+  bool written_by_others(const std::string& path) override;
   bool read_by_others(const std::string& path) override;
 
   /// The bytes of a granule that one of its images has. Requires out.size() == kFileGranule.
@@ -24,6 +26,7 @@ class FileHost final : public ImageHost {
  private:
   ForeignGranules foreign_;
   std::map<std::string, std::weak_ptr<FileImage>> open_;  // by what QEMU calls them
+  std::set<std::string> writers_;  // of which a node of ours, or another process, has the lock
 };
 
 }  // namespace nbdelta::sim

@@ -23,6 +23,11 @@ RawFileImage::RawFileImage(File image, ForeignGranules& foreign)
          kFileGranule);
 }
 
+void RawFileImage::resize(std::uint64_t granules) {
+  file().resize(granules * kFileGranule);
+  granules_ = granules;
+}
+
 std::uint64_t RawFileImage::allocated() const {
   return static_cast<std::uint64_t>(file().status().st_blocks) * 512;
 }

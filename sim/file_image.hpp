@@ -38,6 +38,7 @@ class RawFileImage final : public FileImage {
 
   std::string format() const override { return "raw"; }
   std::uint64_t granules() const override { return granules_; }
+  void resize(std::uint64_t granules) override;
   std::uint64_t cluster() const override { return 1; }
   Held held(std::uint64_t /*granule*/) const override { return Held::data; }
   WriteNumber read(std::uint64_t granule) const override {

@@ -39,6 +39,8 @@ class Image {
 
   virtual std::string format() const = 0;  // "raw" or "qcow2"
   virtual std::uint64_t granules() const = 0;
+  /// A larger disk; what is new holds nothing, or zeros where there is no such thing. Throws Error.
+  virtual void resize(std::uint64_t granules) = 0;
   /// Granules that are allocated together; a power of two.
   virtual std::uint64_t cluster() const = 0;
   virtual std::uint64_t granule_size() const = 0;  // bytes
@@ -70,7 +72,8 @@ class ImageHost {
   virtual std::shared_ptr<Image> open(const std::string& path, const std::string& format) = 0;
   /// Takes the lock that others see, or gives it back. Returns false where somebody forbids it.
   virtual bool lock_for_writing(const std::string& path, bool locked) = 0;
-  /// Whether somebody else has it open, to write or to read what nobody writes to.
+  /// Whether somebody else, another node too, has it open, to write or to read what nobody writes
+  /// to.
   virtual bool written_by_others(const std::string& /*path*/) { return false; }
   virtual bool read_by_others(const std::string& /*path*/) { return false; }
 };

@@ -23,7 +23,8 @@ void FakeQemu::add_job_commands() {
   commands_.add<BlockCommit>([this](const BlockCommit& command) { return block_commit(command); });
   commands_.add<QueryJobs>([this](const QueryJobs&) {
     std::vector<JobInfo> infos;
-    for (const Job& job : jobs_) {
+    for (auto it = jobs_.rbegin(); it != jobs_.rend(); ++it) {  // the newest first
+      const Job& job = *it;
       const json::object progress = progress_of(job);
       JobInfo info;
       info.id = job.id;
@@ -115,6 +116,7 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
   else
     while (base->backing != nullptr)
       base = base->backing;
+  format_node(*base);
   if (base == &top)
     refuse("cannot commit an image into itself");
   const bool intermediate = &top != &active;
@@ -130,6 +132,8 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
   for (const Job& job : jobs_)
     if (job.id == id)
       refuse("Job ID '{}' already in use", id);
+  if (!intermediate)
+    graph_.grow_to(*base, top);
 
   Job& job = jobs_.emplace_back();
   job.id = id;
@@ -142,7 +146,7 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
   job.auto_finalize = command.auto_finalize.value_or(true);
   job.auto_dismiss = command.auto_dismiss.value_or(true);
   job.serial = ++last_job_;
-  job.speed = command.speed.value_or(0);
+  job.speed = static_cast<std::uint64_t>(std::max<std::int64_t>(command.speed.value_or(0), 0));
   job.length = top.image->granules();
   job.granule_size = top.image->granule_size();
   for (std::uint64_t granule = 0; granule < job.length; ++granule)
@@ -152,6 +156,10 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
         break;
       }
   set_status(job, "created");
+  if (command.speed && *command.speed < 0) {
+    give_up(job);
+    refuse("Parameter 'speed' expects a non-negative value");
+  }
   if (intermediate)
     open_for_commit(job);
   block_nodes(job);
@@ -171,11 +179,19 @@ void FakeQemu::open_for_commit(Job& job) {
         graph_.try_read_only(*job.base);
       throw;
     }
+    graph_.grow_to(*job.base, *job.top);
   } catch (const BlockError&) {
-    set_status(job, "null");
-    jobs_.pop_back();
+    give_up(job);
     throw;
   }
+}
+
+/// It has not begun.
+void FakeQemu::give_up(Job& job) {
+  set_status(job, "null");
+  if (job.base_was_read_only)
+    graph_.try_read_only(*job.base);
+  jobs_.pop_back();
 }
 
 void FakeQemu::block_nodes(Job& job) {

@@ -94,7 +94,10 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
                     .transaction = scenario.qemu.command,
                     .snapshot = scenario.qemu.snapshot,
                     .job_granule = std::chrono::nanoseconds(kFileGranule * 1'000'000'000 /
-                                                            scenario.guest.storage.throughput)};
+                                                            scenario.guest.storage.throughput),
+                    .export_end = {}};
+  qemu_.epoch =
+      std::chrono::system_clock::now().time_since_epoch() - clock.now().time_since_epoch();
   agent_.file_systems = static_cast<std::int64_t>(disks_.size());
   agent_.command_time = scenario.agent.latency;
   agent_.thaw_time = scenario.agent.thaw * agent_.file_systems;
@@ -120,6 +123,7 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
     client::say("nbdelta-sim: this QEMU aborts: {}\n", assertion);
     std::abort();
   };
+  qemu_.hooks().export_in_use = [this](const std::string& id) { return nbd_.serves(id); };
   qemu_.hooks().switched = [this] { record_->switched(overlays_); };
 }
 

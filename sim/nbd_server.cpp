@@ -367,8 +367,14 @@ void NbdServer::stop() {
 
 void NbdServer::drop_stale_clients() {
   for (const auto& client : clients_)
-    if (!client->id.empty() && qemu_->exports().count(client->id) == 0)
+    if (const auto found = qemu_->exports().find(client->id);
+        !client->id.empty() && (found == qemu_->exports().end() || found->second.ends))
       client->socket.close();
+}
+
+bool NbdServer::serves(const std::string& id) const {
+  return std::any_of(clients_.begin(), clients_.end(),
+                     [&](const auto& client) { return client->id == id; });
 }
 
 asio::awaitable<void> NbdServer::serve(UnixServer::Socket socket) {

@@ -24,8 +24,10 @@ class NbdServer {
   void listen(const std::string& path);
   /// Clients are cut off; the socket goes.
   void stop();
-  /// Those of exports that are no more are cut off.
+  /// Those of exports that are no more, or are to end, are cut off.
   void drop_stale_clients();
+  /// Whether a client of this export is connected.
+  bool serves(const std::string& id) const;
 
  private:
   struct Client;

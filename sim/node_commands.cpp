@@ -1,6 +1,12 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <functional>
+#include <initializer_list>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "sim/fake_qemu.hpp"
 
@@ -42,7 +48,7 @@ struct ReopenOptions {
   std::string driver;
   std::optional<std::string> node_name;
   std::optional<std::string> file;
-  std::optional<std::string> backing;
+  std::optional<json::value> backing;
   std::optional<bool> read_only;
   std::optional<std::string> discard;
   std::optional<std::string> detect_zeroes;
@@ -59,6 +65,12 @@ struct ReopenOptions {
     visit("cache", cache);
   }
 };
+
+void check_value(std::string_view name, const std::optional<std::string>& value,
+                 std::initializer_list<std::string_view> known) {
+  if (value && std::find(known.begin(), known.end(), *value) == known.end())
+    refuse("Parameter '{}' does not accept value '{}'", name, *value);
+}
 
 }  // namespace
 
@@ -91,6 +103,11 @@ Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
     graph_.lookup(std::string(*name));  // nbdelta never gives one that is there
   FileOptions file;
   read_argument(*command.file, file, "file");
+  check_value("driver", file.driver, {"file"});
+  if (command.node_name.empty())
+    check_node_name(command.node_name);
+  if (file.node_name && file.node_name->empty())
+    check_node_name(*file.node_name);
   NodeOptions options;
   options.driver = command.driver;
   options.name = command.node_name;
@@ -98,15 +115,20 @@ Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
   options.path = file.file_name;
   options.read_only = command.read_only.value_or(false);
   options.no_backing = command.backing && command.backing->is_null();
-  options.direct = file.cache && file.cache->direct.value_or(false);
+  options.direct = command.cache && command.cache->direct.value_or(false);
+  options.file_direct = file.cache ? file.cache->direct.value_or(options.direct) : options.direct;
   graph_.open(options);
   return {};
 }
 
-/// Of all that QEMU can do here, what nbdelta uses: another read-only.
+/// All members are looked at before the first is carried out.
 Nothing FakeQemu::blockdev_reopen(const BlockdevReopen& command) {
+  std::vector<std::function<void()>> changes;
   for (const json::object& each : command.options) {
-    const auto options = CommandTable::read<ReopenOptions>(each, "options[0]");
+    const auto options =
+        CommandTable::read<ReopenOptions>(each, fmt::format("options[{}]", changes.size()));
+    check_value("discard", options.discard, {"ignore", "unmap"});
+    check_value("detect-zeroes", options.detect_zeroes, {"off", "on", "unmap"});
     if (!options.node_name)
       refuse("node-name not specified");
     Node* node = graph_.find(*options.node_name);
@@ -114,14 +136,73 @@ Nothing FakeQemu::blockdev_reopen(const BlockdevReopen& command) {
       refuse("Failed to find node with node-name='{}'", *options.node_name);
     if (options.driver != node->driver)
       refuse("Cannot change the option 'driver'");
-    if (options.file && graph_.find(*options.file) == nullptr)
-      refuse("Cannot find device='' nor node-name='{}'", *options.file);
+    format_node(*node);
+    const std::string detect_zeroes = options.detect_zeroes.value_or("off");
+    if (detect_zeroes == "unmap" && options.discard != "unmap")
+      refuse(
+          "setting detect-zeroes to unmap is not allowed without setting discard operation to "
+          "unmap");
+    Node* backing = new_backing(*node, options.backing);
+    if (options.file)
+      refuse_other_file(*node, *options.file);
     const bool read_only = options.read_only.value_or(false);
-    if (read_only && graph_.device_of(*node) != nullptr)
+    if (read_only && (graph_.device_of(*node) != nullptr || is_written_by_job(*node)))
       refuse("Read-only block node '{}' cannot support read-write users", node->name);
-    graph_.set_read_only(*node, read_only);
+    const bool direct = options.cache && options.cache->direct.value_or(false);
+    changes.push_back([this, node, backing, read_only, direct, detect_zeroes] {
+      graph_.set_read_only(*node, read_only);
+      node->backing = backing;
+      node->direct = direct;
+      node->detect_zeroes = detect_zeroes;
+    });
   }
+  for (const auto& change : changes)
+    change();
   return {};
+}
+
+/// What is below a node after it was opened again.
+Node* FakeQemu::new_backing(const Node& node, const std::optional<json::value>& given) const {
+  if (!given) {
+    if (node.backing != nullptr)
+      refuse("backing is missing for '{}'", node.name);
+    return nullptr;
+  }
+  if (given->is_null())
+    return nullptr;
+  std::string name;
+  read_argument(*given, name, "backing");
+  Node* backing = graph_.find(name);
+  if (backing == nullptr)
+    refuse("Cannot find device='' nor node-name='{}'", name);
+  graph_.refuse_cycle(*backing, node);
+  return backing;
+}
+
+/// A reopening may not take another file either.
+void FakeQemu::refuse_other_file(const Node& node, const std::string& name) const {
+  const Node* file = graph_.find(name);
+  if (file == nullptr)
+    refuse("Cannot find device='' nor node-name='{}'", name);
+  for (const Node* owner : graph_.users_of(*file))
+    if (owner != &node)
+      refuse(
+          "Permission conflict on node '{0}': permissions 'write, resize' are both required by "
+          "node '{1}' (uses node '{0}' as 'file' child) and unshared by node '{2}' (uses node "
+          "'{0}' as 'file' child).",
+          name, owner->name, node.name);
+}
+
+bool FakeQemu::is_written_by_job(const Node& node) const {
+  return std::any_of(jobs_.begin(), jobs_.end(),
+                     [&](const Job& job) { return job.base == &node && node.has_job_blk; });
+}
+
+/// The fake has contents of those alone.
+Node& FakeQemu::format_node(Node& node) {
+  if (!node.is_format())
+    refuse("The fake cannot do that with a node of the driver '{}'", node.driver);
+  return node;
 }
 
 /// What the guest, or nobody, has on top, and no job works on. Of a node's or a drive's name.
@@ -140,7 +221,7 @@ std::string FakeQemu::human_monitor_command(const HumanMonitorCommand& command) 
   constexpr std::string_view kAfter = "\" flush";
   std::string_view line = command.command_line;
   if (!line.starts_with(kBefore) || !line.ends_with(kAfter))
-    return fmt::format("unknown command: '{}'\r\n", line);
+    return fmt::format("unknown command: '{}'\r\n", line.substr(0, line.find(' ')));
   line.remove_prefix(kBefore.size());
   line.remove_suffix(kAfter.size());
   Node* node = graph_.find(std::string(line));
@@ -155,10 +236,10 @@ Nothing FakeQemu::change_backing_file(const ChangeBackingFile& command) {
   Node* node = graph_.find(command.image_node);
   if (node == nullptr)
     refuse("Cannot find device='' nor node-name='{}'", command.image_node);
-  if (node != &active && !graph_.is_below(*node, active))
-    refuse("'{}' and image file are not in the same chain", command.device);
   if (node->backing == nullptr)
     refuse("not allowing backing file change on an image without a backing file");
+  if (node != &active && !graph_.is_below(*node, active))
+    refuse("'{}' and image file are not in the same chain", command.device);
   const bool read_only = node->read_only;
   graph_.set_read_only(*node, false);
   node->image->set_backing({command.backing_file, node->driver});

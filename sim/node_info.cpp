@@ -67,7 +67,7 @@ qapi::NodeInfo describe(const BlockGraph& graph, const Node& node, bool flat) {
   info.read_only = node.read_only;
   info.write_threshold = node.write_threshold;
   info.cache = qapi::NodeInfo::Cache{.direct = node.direct};
-  info.detect_zeroes = "off";
+  info.detect_zeroes = node.detect_zeroes;
   if (!node.is_format()) {
     info.image.filename = node.path;
     info.image.format = node.driver;

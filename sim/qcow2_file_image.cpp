@@ -180,6 +180,10 @@ void Qcow2FileImage::flush() {
   write_dirty(l1_);
 }
 
+void Qcow2FileImage::resize(std::uint64_t /*granules*/) {
+  fail(ENOTSUP, "{}: the fake makes no qcow2 image larger", file().name());
+}
+
 void Qcow2FileImage::set_backing(const BackingFile& backing) {
   const auto before = std::exchange(header_.backing, backing);
   try {

@@ -15,7 +15,7 @@ namespace nbdelta::sim {
 
 /// A qcow2 image (version 3) in a file. Its tables are in memory; what a flush has not written is
 /// lost with the process, as with QEMU. Clusters of 4 KiB and more; no compressed ones,
-/// subclusters, internal snapshots, external data, encryption.
+/// subclusters, internal snapshots, external data, encryption; no other size than it was made with.
 ///
 /// Invariants
 /// 1. An entry that leads to a cluster is in the file only after the cluster's refcount.
@@ -27,6 +27,7 @@ class Qcow2FileImage final : public FileImage {
 
   std::string format() const override { return "qcow2"; }
   std::uint64_t granules() const override { return granules_; }
+  void resize(std::uint64_t granules) override;
   std::uint64_t cluster() const override { return cluster_granules_; }
   Held held(std::uint64_t granule) const override;
   WriteNumber read(std::uint64_t granule) const override;

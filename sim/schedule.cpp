@@ -105,6 +105,8 @@ void draw_latencies(Schedule& schedule) {
   latencies.agent_us = random.pick(kLong);
   latencies.thaw_us = random.pick(kLong);
   latencies.granule_us = random.pick(kGranule);
+  static constexpr std::uint32_t kEnd[] = {0, 500, 30'000};
+  latencies.export_end_us = random.pick(kEnd);
 }
 
 /// Likewise: at steps that a number seldom hits.
@@ -269,10 +271,9 @@ std::string Schedule::text() const {
       writes_at_steps);
   text += fmt::format(
       "  us: a message {}, a file's change {}, a command {}, a snapshot {}, the agent {}, a thaw "
-      "{}, "
-      "a granule {}\n",
+      "{}, a granule {}, an export's end {}\n",
       latencies.message_us, latencies.file_change_us, latencies.command_us, latencies.snapshot_us,
-      latencies.agent_us, latencies.thaw_us, latencies.granule_us);
+      latencies.agent_us, latencies.thaw_us, latencies.granule_us, latencies.export_end_us);
   for (const DiskSetup& disk : disks)
     text += fmt::format("  disk: {}, {} granules{}{}\n", disk.format, disk.granules,
                         disk.has_backing ? ", over a backing file" : "",

@@ -60,7 +60,8 @@ struct Latencies {
   std::uint32_t snapshot_us = 0;     // each, beyond that
   std::uint32_t agent_us = 200;      // each command
   std::uint32_t thaw_us = 5000;
-  std::uint32_t granule_us = 200;  // read by a pull; a job takes 2.5 times as long
+  std::uint32_t granule_us = 200;   // read by a pull; a job takes 2.5 times as long
+  std::uint32_t export_end_us = 0;  // from an export's deletion until it is gone
 };
 
 /// One disk of the guest.

@@ -45,7 +45,7 @@ class MemoryImage final : public Image {
   /// Its writer has died.
   void lose_unflushed();
   bool is_empty() const;
-  void resize(std::uint64_t granules);
+  void resize(std::uint64_t granules) override;
 
   static constexpr std::uint64_t kGranule = 65536;
 

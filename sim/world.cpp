@@ -280,6 +280,7 @@ void World::set_timing() {
   timing.command = Us(latencies.command_us);
   timing.snapshot = Us(latencies.snapshot_us);
   timing.job_granule = granule * 5 / 2;
+  timing.export_end = Us(latencies.export_end_us);
   qemu_->agent.command_time = Us(latencies.agent_us);
   qemu_->agent.thaw_time = Us(latencies.thaw_us);
 }

@@ -119,16 +119,17 @@ asio::awaitable<void> Session::add_overlay(Disk& disk, JournalDisk& entry) {
                  stacked ? guest.overlays.front().path : guest.base_path,
                  stacked ? image::Format::qcow2 : guest.base_format);
   const std::string file_node = file_node_name(plan_.id, disk.index);
-  qapi::json::object file{
+  const qapi::json::object file{
       {"driver", "file"}, {"node-name", file_node}, {"filename", entry.overlay_path}};
+  qapi::BlockdevAdd blockdev_add{.driver = "qcow2",
+                                 .node_name = entry.overlay_node,
+                                 .file = file,
+                                 .backing = qapi::json::value(nullptr),
+                                 .read_only = std::nullopt,
+                                 .discard = "unmap",
+                                 .cache = std::nullopt};
   if (guest.direct)
-    file["cache"] = {{"direct", true}};
-  const qapi::BlockdevAdd blockdev_add{.driver = "qcow2",
-                                       .node_name = entry.overlay_node,
-                                       .file = std::move(file),
-                                       .backing = qapi::json::value(nullptr),
-                                       .read_only = std::nullopt,
-                                       .discard = "unmap"};
+    blockdev_add.cache = {.direct = true};
   co_await qmp_->call(blockdev_add);
   const std::uint64_t free_space = files.free_space(folder_of(entry.overlay_local));
   const std::uint64_t threshold = free_space / disks_.size() / 5 * 4;

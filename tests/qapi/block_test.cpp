@@ -80,7 +80,8 @@ TEST(BlockdevAdd, TellsNoBackingFromWhatTheHeaderSays) {
                       .file = json::value{{"driver", "file"}, {"filename", "ovl.qcow2"}},
                       .backing = {},
                       .read_only = {},
-                      .discard = {}};
+                      .discard = {},
+                      .cache = {}};
   EXPECT_FALSE(to_command(command).arguments.contains("backing"));
   EXPECT_FALSE(arguments_of<BlockdevAdd>(to_command(command)).backing);
   command.backing = json::value(nullptr);

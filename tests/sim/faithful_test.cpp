@@ -245,9 +245,9 @@ TEST_P(Faithful, SaysWhatQemuSays) {
       read_script(fmt::format("{}/{}.qmp", NBDELTA_SCRIPTS, GetParam()));
   const auto real = real_subject();
   const std::vector<std::string> expected = Runner(*real).carry_out(steps);
+  keep(GetParam() + ".real", expected);
   const auto fake = fake_subject(real_major_version());
   const std::vector<std::string> found = Runner(*fake).carry_out(steps);
-  keep(GetParam() + ".real", expected);
   keep(GetParam() + ".fake", found);
   const std::string different = difference(expected, found);
   EXPECT_TRUE(different.empty()) << GetParam() << ".qmp:\n" << different;

@@ -3,8 +3,10 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <set>
 #include <sstream>
+#include <thread>
 
 #include "tests/sim/live.hpp"
 #include "tests/support/line_socket.hpp"
@@ -160,6 +162,54 @@ TEST_F(LiveSockets, NbdClientsSeeTheBitmapAndTheData) {
   expect_done(ask(*socket, R"({"execute": "nbd-server-stop"})"));
   EXPECT_FALSE(std::filesystem::exists(nbd));
   EXPECT_FALSE(run({"nbdinfo", uri}).ok());
+}
+
+/// With a client connected, an export ends after the answer.
+TEST_F(LiveSockets, AnExportInUseEndsLater) {
+  auto socket = negotiated(qmp());
+  const std::string nbd = sim_.guest() + "/nbd.sock";
+  expect_done(ask(*socket, fmt::format(R"({{"execute": "nbd-server-start", "arguments":
+      {{"addr": {{"type": "unix", "data": {{"path": "{}"}}}}}}}})",
+                                       nbd)));
+  expect_done(ask(*socket, R"({"execute": "block-dirty-bitmap-add", "arguments":
+      {"node": "vda", "name": "b", "disabled": true}})"));
+  expect_done(ask(*socket, R"({"execute": "block-export-add", "arguments": {"type": "nbd",
+      "id": "e", "node-name": "vda", "name": "disk", "bitmaps": ["b"]}})"));
+  const auto exports = [&] { return ask(*socket, R"({"execute": "query-block-exports"})"); };
+  const auto remove = [&](const std::string& mode) {
+    return ask(*socket, fmt::format(R"({{"execute": "block-export-del",
+        "arguments": {{"id": "e", "mode": "{}"}}}})",
+                                    mode));
+  };
+  Background client({"/usr/bin/python3", "-m", "nbd", "-c",
+                     fmt::format("h.connect_uri('nbd+unix:///disk?socket={}')\nopen('{}', 'w')\n"
+                                 "try:\n  while True: h.pread(512, 0)\nexcept nbd.Error: pass\n",
+                                 nbd, sim_.copy("connected"))});
+  while (!std::filesystem::exists(sim_.copy("connected")) && client.running())
+    std::this_thread::sleep_for(5ms);
+
+  EXPECT_EQ(remove("safe").at_pointer("/error/desc").as_string(), "export 'e' still in use");
+  socket->send(R"({"execute": "block-export-del", "arguments": {"id": "e", "mode": "hard"}})"
+               "\n");
+  EXPECT_THAT(socket->read_line(kPatience), HasSubstr("\"return\""));
+  EXPECT_THAT(socket->read_line(kPatience), HasSubstr("BLOCK_EXPORT_DELETED"));
+  EXPECT_TRUE(exports().at("return").as_array().empty());
+  EXPECT_TRUE(client.wait(kPatience));
+}
+
+/// QEMU's locks keep it from opening twice what it writes to.
+TEST_F(LiveSockets, WhatANodeWritesToIsOpenedByNoOther) {
+  auto socket = negotiated(qmp());
+  const auto open = [&](const std::string& more) {
+    const json::value answer = ask(*socket, fmt::format(R"({{"execute": "blockdev-add",
+        "arguments": {{"driver": "raw", "node-name": "again"{},
+                       "file": {{"driver": "file", "filename": "{}/vda.raw"}}}}}})",
+                                                        more, sim_.guest()));
+    const json::value* error = answer.as_object().if_contains("error");
+    return error == nullptr ? std::string() : std::string(error->at("desc").as_string());
+  };
+  EXPECT_EQ(open(""), "Failed to get \"write\" lock");
+  EXPECT_EQ(open(R"(, "read-only": true)"), "Failed to get shared \"write\" lock");
 }
 
 TEST_F(LiveSockets, AnNbdServerThatCannotListenIsRefused) {
