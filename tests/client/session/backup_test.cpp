@@ -203,6 +203,21 @@ TEST(Backup, OverlaysInAnotherFolder) {
   EXPECT_TRUE(std::filesystem::is_empty(overlays.path()));
 }
 
+/// Also of one that lies over another.
+TEST(Backup, OverlaysPassByThePageCacheAsTheirImageDoes) {
+  for (const bool direct : {true, false}) {
+    Machine machine({{.name = "vda", .direct = direct}});
+    Points points(machine);
+    for (int i = 0; i < 2; ++i) {
+      points.backup({"--tracking", "overlay"});
+      const auto nodes = machine.command("query-named-block-nodes", {{"flat", true}});
+      for (const auto& node : nodes.as_array()) {
+        EXPECT_EQ(node.at_pointer("/cache/direct").as_bool(), direct) << node;
+      }
+    }
+  }
+}
+
 TEST(Backup, DryRunTouchesNothing) {
   Machine machine({qcow2("vda")});
   Points points(machine);

@@ -90,8 +90,8 @@ Command Machine::disk_arguments(const MachineDisk& disk) const {
             "-device", device};
   return {"-blockdev",
           fmt::format("driver={0},node-name={1},discard=unmap,file.driver=file,"
-                      "file.discard=unmap,file.filename={2}",
-                      format, disk.name, path),
+                      "file.discard=unmap,file.filename={2}{3}",
+                      format, disk.name, path, disk.direct ? ",cache.direct=on" : ""),
           "-device", device};
 }
 
