@@ -55,13 +55,11 @@ asio::awaitable<void> Connection::connect() {
   learn_export();
 }
 
+/// libnbd's state after a connection that was refused at once, or a name that is not found, is that
+/// after a wrong URI. So all of them count as lost: only who was connected before tries again.
 void Connection::begin_connecting() {
   if (nbd_aio_connect_uri(handle_.get(), options_.uri.c_str()) == -1) {
-    const int error = nbd_get_errno();
-    const std::string text = libnbd_error();
-    if (nbd_aio_is_created(handle_.get()) > 0)  // it is the URI that is wrong
-      fail(error == 0 ? EINVAL : error, "{}: {}", name(), text);
-    lose(text);
+    lose(libnbd_error());
     fail_lost();
   }
 }

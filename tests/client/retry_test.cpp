@@ -1,8 +1,13 @@
 // A connection that breaks costs what was in flight, and nothing else.
 
+#include <arpa/inet.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
 
 #include <chrono>
+#include <csignal>
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -10,6 +15,8 @@
 #include <thread>
 
 #include "base/arithmetic.hpp"
+#include "base/error.hpp"
+#include "base/file.hpp"
 #include "client/nbd/source.hpp"
 #include "tests/client/client_run.hpp"
 #include "tests/client/scripted_server.hpp"
@@ -211,32 +218,127 @@ TEST(Retry, ServerThatRefusesFurtherConnectionsIsEnough) {
   EXPECT_EQ(result.at("connections").to_number<int>(), 2);
 }
 
-/// nbdkit, killed in the middle and started again.
-TEST(Retry, ServerThatIsKilledAndComesBack) {
-  const TempFolder folder;
-  const std::string image = folder / "disk.raw";
-  run_ok({"dd", "if=/dev/urandom", "of=" + image, "bs=1M", "count=64", "status=none"});
-  const std::string socket = folder / "socket";
-  const auto serve = [&] {
-    std::filesystem::remove(socket);
-    Background server({"nbdkit", "-f", "-U", socket, "--filter=rate", "file", image, "rate=200M"});
-    while (!std::filesystem::exists(socket) && server.running())
+/// What nobody listens on.
+unsigned free_port() {
+  const FileDescriptor socket(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  socklen_t length = sizeof address;
+  auto* any = reinterpret_cast<sockaddr*>(&address);
+  if (::bind(socket.get(), any, length) != 0 || ::getsockname(socket.get(), any, &length) != 0)
+    fail_errno("a port of this machine");
+  return ntohs(address.sin_port);
+}
+
+enum class Transport : std::uint8_t { unix_socket, tcp, tls };
+
+/// nbdkit, killed in the middle and started again at the same place.
+class KilledServer : public ::testing::TestWithParam<Transport> {
+ protected:
+  KilledServer() {
+    run_ok({"dd", "if=/dev/urandom", "of=" + image_, "bs=1M", "count=64", "status=none"});
+    if (GetParam() == Transport::tls)
+      run_ok({"psktool", "-u", "alice", "-p", keys_});
+  }
+
+  std::string uri() const {
+    if (GetParam() == Transport::unix_socket)
+      return "nbd+unix:///?socket=" + socket_;
+    if (GetParam() == Transport::tcp)
+      return fmt::format("nbd://127.0.0.1:{}/", port_);
+    return fmt::format("nbds://alice@127.0.0.1:{}/?tls-psk-file={}", port_, keys_);
+  }
+
+  /// Listens when this returns.
+  Background serve() const {
+    std::filesystem::remove(socket_);
+    std::filesystem::remove(pid_file_);
+    Command command = joined(nbdkit_command(), {"-f", "-P", pid_file_, "--filter=rate"});
+    if (GetParam() == Transport::unix_socket)
+      command = joined(command, {"-U", socket_});
+    else
+      command = joined(command, {"-i", "127.0.0.1", "-p", std::to_string(port_)});
+    if (GetParam() == Transport::tls)
+      command = joined(command, {"--tls=require", "--tls-psk=" + keys_});
+    Background server(joined(command, {"file", image_, "rate=200M"}));
+    while (!std::filesystem::exists(pid_file_) && server.running())
       std::this_thread::sleep_for(milliseconds(5));
     return server;
-  };
+  }
+
+  void kill(Background& server) const {
+    server.signal(SIGKILL);
+    server.wait(milliseconds(5000));
+    std::filesystem::remove(socket_);
+  }
+
+  const TempFolder folder_;
+  const std::string image_ = folder_ / "disk.raw";
+  const std::string socket_ = folder_ / "socket";
+  const std::string pid_file_ = folder_ / "pid";
+  const std::string keys_ = folder_ / "keys.psk";
+  const unsigned port_ = free_port();
+};
+
+TEST_P(KilledServer, IsConnectedToOnceItIsBack) {
   Background first = serve();
-  Background client(
-      nbdelta_command({"pull", "--json", "nbd+unix:///?socket=" + socket, folder / "copy.raw"}));
+  Background client(nbdelta_command({"pull", "--json", uri(), folder_ / "copy.raw"}));
   std::this_thread::sleep_for(milliseconds(500));
   EXPECT_TRUE(client.running()) << client.err();
-  first.signal(SIGKILL);
-  first.wait(milliseconds(5000));
+  kill(first);
+  std::this_thread::sleep_for(milliseconds(400));  // the first attempts find nobody
+  EXPECT_TRUE(client.running()) << client.err();
   const Background second = serve();
   const auto outcome = client.wait(milliseconds(60'000));
   ASSERT_TRUE(outcome);
   EXPECT_EQ(outcome->status, 0) << outcome->err;
-  run_ok({"cmp", image, folder / "copy.raw"});
+  run_ok({"cmp", image_, folder_ / "copy.raw"});
   EXPECT_GE(boost::json::parse(outcome->out).at("retries").to_number<int>(), 1);
+}
+
+TEST_P(KilledServer, IsGivenUpInTheEnd) {
+  Background server = serve();
+  Background client(
+      nbdelta_command({"pull", uri(), folder_ / "copy.raw", "--quiet", "--retries", "2"}));
+  std::this_thread::sleep_for(milliseconds(300));
+  kill(server);
+  const auto outcome = client.wait(milliseconds(60'000));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 1);
+  EXPECT_NE(outcome->err.find("gave up after 2 attempts"), std::string::npos) << outcome->err;
+}
+
+/// Retries are for what was there before.
+TEST_P(KilledServer, ThatNeverWasIsAnErrorAtOnce) {
+  const auto start = std::chrono::steady_clock::now();
+  const Outcome outcome = nbdelta({"pull", uri(), folder_ / "copy.raw", "--retries", "1000"});
+  EXPECT_LT(std::chrono::steady_clock::now() - start, milliseconds(20'000));
+  EXPECT_EQ(outcome.status, 1);
+  EXPECT_NE(outcome.err.find(uri()), std::string::npos) << outcome.err;
+  EXPECT_EQ(outcome.err.find("gave up"), std::string::npos) << outcome.err;
+}
+
+INSTANTIATE_TEST_SUITE_P(Retry, KilledServer,
+                         ::testing::Values(Transport::unix_socket, Transport::tcp, Transport::tls),
+                         [](const auto& row) {
+                           switch (row.param) {
+                             case Transport::unix_socket:
+                               return "UnixSocket";
+                             case Transport::tcp:
+                               return "Tcp";
+                             default:
+                               return "Tls";
+                           }
+                         });
+
+/// A name that no address is found for is known only by then.
+TEST(Retry, WrongUriIsAnErrorAtOnce) {
+  for (const std::string uri : {"nbd://no-such-host.invalid/", "nbd+unix:///", "nbd://[/"}) {
+    const Outcome outcome = nbdelta({"pull", uri, "null:", "--retries", "1000"});
+    EXPECT_EQ(outcome.status, 1) << uri;
+    EXPECT_NE(outcome.err.find("nbdelta: " + uri + ": "), std::string::npos) << outcome.err;
+  }
 }
 
 }  // namespace
