@@ -162,7 +162,7 @@ void add_target_options(CLI::App& command, target::TargetOptions& target, PullOp
       "--force", target.force,
       "replace an existing target, once the new one is complete; with --apply: in any case");
   command.add_flag("--apply", target.apply,
-                   "write the changes into an existing raw image or block device");
+                   "write the changes into an existing raw image, block device or NBD server");
   command.add_option("--format", options.format, "of TARGET; default by its name")
       ->type_name("qcow2|raw");
   command

@@ -52,12 +52,7 @@ ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts, Changes changes
 
 const image::ExtentMap& ApplyTarget::prepare(const Description& description,
                                              asio::io_context& /*loop*/) {
-  if (description.contents == Contents::changes && changes_ == Changes::refuse)
-    refuse(
-        EINVAL,
-        "{}: the source tells only what has changed; --apply writes that over the previous state, "
-        "--full takes the whole disk",
-        path_);
+  check_changes(path_, description, changes_);
   or_refuse([&] {
     // O_EXCL without O_CREAT: a block device that is mounted is refused.
     file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));

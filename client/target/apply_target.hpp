@@ -19,9 +19,6 @@ class ApplyTarget : public LocalTarget {
   /// larger than the disk is in the way.
   enum class Doubts : std::uint8_t { refuse, ignore };
 
-  /// Whether a source that tells only what has changed may be written over what is there.
-  enum class Changes : std::uint8_t { refuse, apply };
-
   /// Throws TargetRefused where the file does not exist or is neither of both kinds.
   ApplyTarget(const std::string& path, Doubts doubts, Changes changes);
 

@@ -68,10 +68,12 @@ class NbdTarget::NbdWriter : public Writer {
   bool opened_ = false;
 };
 
-NbdTarget::NbdTarget(std::string uri, std::chrono::milliseconds timeout)
-    : options_{.uri = std::move(uri), .bitmap_context = {}, .timeout = timeout} {}
+NbdTarget::NbdTarget(std::string uri, Changes changes, std::chrono::milliseconds timeout)
+    : options_{.uri = std::move(uri), .bitmap_context = {}, .timeout = timeout},
+      changes_(changes) {}
 
 const image::ExtentMap& NbdTarget::prepare(const Description& description, asio::io_context& loop) {
+  check_changes(options_.uri, description, changes_);
   auto connection = nbd::Connection::make(loop, options_);
   nbd::run_one(loop, connection->connect());
   export_ = connection->negotiated();

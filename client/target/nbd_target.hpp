@@ -11,10 +11,11 @@
 
 namespace nbdelta::client::target {
 
-/// Another NBD server. Every pull connection has one of its own there, on the same loop.
+/// Another NBD server, written in place. Every pull connection has one of its own there, on the
+/// same loop.
 class NbdTarget : public Target {
  public:
-  NbdTarget(std::string uri, std::chrono::milliseconds timeout);
+  NbdTarget(std::string uri, Changes changes, std::chrono::milliseconds timeout);
 
   const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
   std::unique_ptr<Writer> writer(asio::io_context& loop) override;
@@ -27,6 +28,7 @@ class NbdTarget : public Target {
   class NbdWriter;
 
   nbd::ConnectOptions options_;
+  Changes changes_;
   nbd::Export export_;
   image::ExtentMap map_;  // in the server's blocks, where those are larger than the map's
   std::mutex mutex_;      // of first_

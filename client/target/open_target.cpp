@@ -67,7 +67,7 @@ void check_combination(const TargetOptions& options, bool is_qcow2) {
     misuse("--base-format without --base");
 }
 
-std::unique_ptr<Target> open_file(const TargetOptions& options) {
+std::unique_ptr<Target> open_file(const TargetOptions& options, Changes changes) {
   const bool qcow2 = format_of(options) == Format::qcow2;
   check_combination(options, qcow2);
   const bool device = is_block_device(options.name);
@@ -78,7 +78,7 @@ std::unique_ptr<Target> open_file(const TargetOptions& options) {
   if (options.apply || device)
     return std::make_unique<ApplyTarget>(
         options.name, options.force ? ApplyTarget::Doubts::ignore : ApplyTarget::Doubts::refuse,
-        options.apply ? ApplyTarget::Changes::apply : ApplyTarget::Changes::refuse);
+        changes);
   const Existing existing = options.force ? Existing::replace : Existing::refuse;
   if (!qcow2)
     return std::make_unique<RawTarget>(options.name, existing);
@@ -94,14 +94,15 @@ std::unique_ptr<Target> open_target(const TargetOptions& options) {
   if (options.name.empty())
     misuse("the target has no name");
   const bool nothing = options.name == "null:";
+  const Changes changes = options.apply ? Changes::apply : Changes::refuse;
   if (!nothing && !is_nbd_uri(options.name))
-    return open_file(options);
+    return open_file(options, changes);
   check_combination(options, false);
   if (options.format)
     misuse("--format is for files; {} is none", options.name);
   if (nothing)
     return std::make_unique<NullTarget>();
-  return std::make_unique<NbdTarget>(options.name, options.timeout);
+  return std::make_unique<NbdTarget>(options.name, changes, options.timeout);
 }
 
 }  // namespace nbdelta::client::target

@@ -1,8 +1,18 @@
 #include "client/target/target.hpp"
 
 #include <algorithm>
+#include <cerrno>
 
 namespace nbdelta::client::target {
+
+void check_changes(const std::string& target, const Description& description, Changes changes) {
+  if (description.contents == Contents::changes && changes == Changes::refuse)
+    refuse(
+        EINVAL,
+        "{}: the source tells only what has changed; --apply writes that over the previous state, "
+        "--full takes the whole disk",
+        target);
+}
 
 asio::awaitable<void> Writer::write_packed(std::span<const std::byte> data,
                                            image::ExtentMap::Cursor run, std::uint64_t offset) {

@@ -42,6 +42,9 @@ enum class Contents : std::uint8_t {
   changes,     // data, zero, unchanged
 };
 
+/// Whether a source that tells only what has changed may be written over what is there.
+enum class Changes : std::uint8_t { refuse, apply };
+
 /// What is to be pulled.
 struct Description {
   std::string source;  // its URI; of changes also the state that they lead to
@@ -50,6 +53,10 @@ struct Description {
   const image::ExtentMap* map = nullptr;
   const File* copied_from = nullptr;  // by Writer::copy(), the first of the data at least
 };
+
+/// Throws TargetRefused where the description is of changes, which would leave a target that is
+/// written in place without the rest of the disk.
+void check_changes(const std::string& target, const Description& description, Changes changes);
 
 /// One connection's way into the target; used by its loop's thread only, but for several writes at
 /// a time, to ranges that do not overlap.

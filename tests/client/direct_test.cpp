@@ -95,7 +95,7 @@ TEST_F(Direct, FullIgnoresTheBitmap) {
 TEST_F(Direct, ToAnNbdServer) {
   {
     const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
-    pulled({uri("?bitmap=b0"), to.uri()});
+    pulled({uri("?bitmap=b0"), to.uri(), "--apply"});
   }
   expect_equal(disk_.full_raw(), "raw");
 }
@@ -103,7 +103,7 @@ TEST_F(Direct, ToAnNbdServer) {
 TEST_F(Direct, ToAnNbdServerForOneClient) {
   {
     const NbdServer to = NbdServer::qemu_nbd({"--shared=1", "-f", "raw", disk_.full_raw()});
-    pulled({uri("?bitmap=b0"), to.uri(), "--timeout", "10"});
+    pulled({uri("?bitmap=b0"), to.uri(), "--apply", "--timeout", "10"});
   }
   expect_equal(disk_.full_raw(), "raw");
 }

@@ -115,7 +115,7 @@ TEST_F(PackedPull, IntoEveryKindOfTarget) {
 
   {
     const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
-    expect_packed(pulled({source, to.uri()}), 256 * kKiB);
+    expect_packed(pulled({source, to.uri(), "--apply"}), 256 * kKiB);
   }
   expect_equal(disk_.full_raw(), "raw");
 }

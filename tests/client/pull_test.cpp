@@ -78,7 +78,7 @@ TEST_P(PullChanges, AppliedOverNbd) {
   const NbdServer from = server();
   {
     const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
-    pulled(with_context({from.uri(), to.uri()}));
+    pulled(with_context({from.uri(), to.uri(), "--apply"}));
   }
   EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
 }
@@ -89,7 +89,7 @@ TEST_P(PullChanges, AppliedOverNbdWithLargeBlocks) {
     const NbdServer to = NbdServer::nbdkit(
         "file", {disk_.full_raw(), "blocksize-minimum=64K", "blocksize-preferred=64K"},
         {"--filter=blocksize-policy"});
-    pulled(with_context({from.uri(), to.uri(), "--request-size", "64K"}));
+    pulled(with_context({from.uri(), to.uri(), "--apply", "--request-size", "64K"}));
   }
   EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
 }
@@ -98,7 +98,7 @@ TEST_P(PullChanges, AppliedOverNbdWithoutWriteZeroes) {
   const NbdServer from = server();
   {
     const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()}, {"--filter=nozero"});
-    pulled(with_context({from.uri(), to.uri()}));
+    pulled(with_context({from.uri(), to.uri(), "--apply"}));
   }
   EXPECT_EQ(difference(disk_.full_raw(), "raw", from.uri(), "raw"), "");
 }

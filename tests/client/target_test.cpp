@@ -361,6 +361,26 @@ TEST(Target, ChangesAloneAreNotWrittenToADeviceByForce) {
   EXPECT_NE(outcome.err.find("tells only what has changed"), std::string::npos) << outcome.err;
 }
 
+/// Whose disk would lack all that has not changed.
+TEST(Target, ChangesAloneAreNotWrittenToAServer) {
+  ScriptedServer::Script script;
+  script.description = std::string(image::kChangedViewDescription) + "test";
+  const ScriptedServer from(script);
+  ScriptedServer::Script target;
+  target.read_only = false;
+  const ScriptedServer to(target);
+  for (const Command& options : {Command{}, Command{"--force"}}) {
+    const Outcome outcome = nbdelta(joined({"pull", from.uri(), to.uri()}, options));
+    EXPECT_EQ(outcome.status, kRefused);
+    EXPECT_NE(outcome.err.find("--apply writes that over the previous state"), std::string::npos)
+        << outcome.err;
+    EXPECT_EQ(outcome.err.find("partly written"), std::string::npos) << outcome.err;
+  }
+  EXPECT_EQ(to.connections(), 0U);
+  pulled({from.uri(), to.uri(), "--apply"});
+  EXPECT_GT(to.connections(), 0U);
+}
+
 /// What a lost server has of the writes before is not known: no second attempt.
 TEST(Target, LostNbdTargetEndsThePull) {
   ScriptedServer::Script half;
