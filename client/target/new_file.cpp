@@ -18,6 +18,17 @@
 #include "image/image_lock.hpp"
 
 namespace nbdelta::client::target {
+namespace {
+
+// chmod(2), "mode bits".
+constexpr mode_t kUsual = 0666;
+constexpr mode_t kNobodyElse = 0600;
+constexpr mode_t kPermissions = S_IRWXU | S_IRWXG | S_IRWXO;
+constexpr mode_t kAllModeBits = S_ISUID | S_ISGID | S_ISVTX | kPermissions;
+
+constexpr auto kUnchanged = static_cast<uid_t>(-1);  // chown(2)
+
+}  // namespace
 
 NewFile::NewFile(const std::string& path, Existing existing)
     : path_(follow_link(path)), partial_(path_ + ".partial"), existing_(existing) {}
@@ -43,7 +54,10 @@ void NewFile::check_name() const {
 
 void NewFile::create() {
   check_name();
-  file_ = or_refuse([&] { return File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW); });
+  struct stat old {};
+  const bool replaces = ::stat(path_.c_str(), &old) == 0;
+  const mode_t mode = replaces ? kNobodyElse : kUsual;
+  file_ = or_refuse([&] { return File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW, mode); });
   try {
     image::lock_image(file_, image::Access::write);
   } catch (const Error& error) {
@@ -62,6 +76,21 @@ void NewFile::create() {
     state_ = State::partial;
   }
   file_.resize(0);
+  if (replaces)
+    take_permissions_of(old);
+}
+
+/// Before any data is in the file, and so that nobody may do more with it than with the old one.
+void NewFile::take_permissions_of(const struct stat& old) const {
+  mode_t mode = old.st_mode & kAllModeBits;
+  if (::fchown(file_.fd(), old.st_uid, old.st_gid) != 0) {
+    mode &= kPermissions;
+    if (::fchown(file_.fd(), kUnchanged, old.st_gid) != 0)  // the bits are another group's now
+      mode &= S_IRWXU | S_IRWXO | (mode & S_IRWXO) << 3;
+  }
+  if (::fchmod(file_.fd(), mode) != 0)
+    refuse(errno, "{}: cannot have the mode {:o}, as {} has: {}", partial_, mode, path_,
+           std::strerror(errno));
 }
 
 void NewFile::check_space(std::uint64_t bytes, const File* shared) const {

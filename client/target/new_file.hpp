@@ -26,7 +26,8 @@ class NewFile {
   /// Throws TargetRefused where the name is taken and must not be replaced.
   void check_name() const;
 
-  /// Makes the empty partial file, or takes over one that an interrupted pull has left.
+  /// Makes the empty partial file, or takes over one that an interrupted pull has left. It has the
+  /// mode of the file that it will replace, and its owner where we may give files away.
   void create();
 
   /// Throws TargetRefused where the file system has not that many bytes left, unless they need no
@@ -46,6 +47,7 @@ class NewFile {
  private:
   enum class State : std::uint8_t { none, partial, published, abandoned };
 
+  void take_permissions_of(const struct stat& old) const;
   bool can_share_blocks_of(const File& other) const;
   void rename();
 

@@ -185,6 +185,80 @@ TEST(Target, ForceReplacesOnceComplete) {
   EXPECT_FALSE(fs::exists(folder / "disk.raw.partial"));
 }
 
+/// As if it had been written to.
+TEST(Target, ForceKeepsModeAndOwner) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  const bool root = ::geteuid() == 0;
+  const uid_t owner = root ? 1234 : ::geteuid();
+  const gid_t group = root ? 1235 : ::getegid();
+  for (const mode_t mode : {0600U, 0640U, 0664U})
+    for (const char* name : {"disk.raw", "disk.qcow2"}) {
+      const std::string disk = folder / name;
+      run_ok({"sh", "-c", "echo old > " + disk});
+      EXPECT_EQ(::chmod(disk.c_str(), mode), 0);
+      EXPECT_EQ(::chown(disk.c_str(), owner, group), 0);
+      pulled({from.uri(), disk, "--force"});
+      struct stat status {};
+      EXPECT_EQ(::stat(disk.c_str(), &status), 0);
+      EXPECT_EQ(status.st_mode & 07777, mode) << disk;
+      EXPECT_EQ(status.st_uid, owner) << disk;
+      EXPECT_EQ(status.st_gid, group) << disk;
+      EXPECT_GE(fs::file_size(disk), kMiB);
+    }
+}
+
+/// Also where an interrupted pull has left one that everybody can read.
+TEST(Target, PartialFileIsAsHardToReadAsTheOldOneFromItsFirstByteOn) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"20M"});
+  const TempFolder folder;
+  const std::string disk = folder / "disk.raw";
+  const std::string partial = disk + ".partial";
+  for (const bool left_over : {false, true}) {
+    run_ok({"sh", "-c", "echo old > " + disk + " && chmod 600 " + disk});
+    if (left_over)
+      run_ok({"sh", "-c", "umask 0; : > " + partial});
+    Background client(nbdelta_command({"pull", from.uri(), disk, "--force", "--rate", "40M"}));
+    int seen = 0;
+    while (client.running()) {
+      struct stat status {};
+      if (::stat(partial.c_str(), &status) != 0 || status.st_blocks == 0)
+        continue;
+      ++seen;
+      ASSERT_EQ(status.st_mode & 0777, 0600U) << left_over;
+    }
+    EXPECT_GT(seen, 0);
+  }
+}
+
+/// A file that another user may replace, but not give away.
+TEST(Target, ForceWithoutTheRightToTheOwnerGivesNobodyMore) {
+  if (::geteuid() != 0)
+    GTEST_SKIP() << "only root can be several users";
+  const TempFolder folder;
+  const std::string disk = folder / "disk.raw";
+  EXPECT_EQ(::chmod(folder.path().c_str(), 0777), 0);
+  run_ok({"cp", nbdelta_program(), folder / "nbdelta"});
+  run_ok({"sh", "-c", "umask 022; truncate -s 1M " + folder / "source.raw"});
+  struct Row {
+    gid_t group;
+    mode_t mode;
+    mode_t expected;
+  };
+  for (const Row& row : {Row{0, 06676, 0666}, Row{1000, 06676, 0676}}) {
+    run_ok({"sh", "-c", "rm -f " + disk + "; echo old > " + disk});
+    EXPECT_EQ(::chown(disk.c_str(), 0, row.group), 0);
+    EXPECT_EQ(::chmod(disk.c_str(), row.mode), 0);
+    run_ok({"setpriv", "--reuid=1000", "--regid=1000", "--clear-groups", folder / "nbdelta", "pull",
+            "--quiet", "--force", "delta:" + folder / "source.raw" + "?format=raw", disk});
+    struct stat status {};
+    EXPECT_EQ(::stat(disk.c_str(), &status), 0);
+    EXPECT_EQ(status.st_mode & 07777, row.expected) << row.group;
+    EXPECT_EQ(status.st_uid, 1000U);
+    EXPECT_EQ(status.st_gid, 1000U);
+  }
+}
+
 TEST(Target, LeftOverPartialFileIsTakenOver) {
   const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
   const TempFolder folder;
