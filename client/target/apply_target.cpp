@@ -2,6 +2,8 @@
 
 #include <fcntl.h>
 #include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -58,6 +60,7 @@ const image::ExtentMap& ApplyTarget::prepare(const Description& description,
     file_ = File::open(path_, O_RDWR | (block_device_ ? O_EXCL : 0));
     image::lock_image(file_, image::Access::write);
   });
+  check_writable();
   const std::uint64_t size = file_.size();
   if (size < description.disk_size)
     refuse(EINVAL, "{}: has {} bytes, the disk has {}; a larger one is needed", path_, size,
@@ -69,6 +72,13 @@ const image::ExtentMap& ApplyTarget::prepare(const Description& description,
   }
   mark(description.source);
   return *description.map;
+}
+
+/// Many a read-only device can be opened for writing all the same, and only each write fails.
+void ApplyTarget::check_writable() const {
+  int read_only = 0;
+  if (block_device_ && ::ioctl(file_.fd(), BLKROGET, &read_only) == 0 && read_only != 0)
+    refuse(EROFS, "{}: may not be written to: the device is read-only", path_);
 }
 
 /// What is past the disk's end would stay as it is: a copy of another disk, more likely than not. A

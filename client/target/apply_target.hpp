@@ -34,6 +34,7 @@ class ApplyTarget : public LocalTarget {
   void drop_cached() noexcept override { file_.drop_cached(); }
 
  private:
+  void check_writable() const;
   void check_mark(const std::string& source) const;
   void check_look() const;
   void check_size(std::uint64_t size, std::uint64_t disk_size) const;

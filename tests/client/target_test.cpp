@@ -455,6 +455,24 @@ TEST(Target, ChangesAloneAreNotWrittenToAServer) {
   EXPECT_GT(to.connections(), 0U);
 }
 
+TEST(Target, ReadOnlyDeviceIsRefused) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  run_ok({"truncate", "-s", "1M", folder / "disk.raw"});
+  const Outcome made = run({"losetup", "--find", "--show", "--read-only", folder / "disk.raw"});
+  if (made.status != 0)
+    GTEST_SKIP() << "no loop device can be made here: " << made.err;
+  const std::string device = made.out.substr(0, made.out.find('\n'));
+  for (const char* option : {"--apply", "--force"}) {
+    const Outcome outcome = nbdelta({"pull", from.uri(), device, option});
+    EXPECT_EQ(outcome.status, kRefused) << option;
+    EXPECT_NE(outcome.err.find(device + ": may not be written to"), std::string::npos)
+        << outcome.err;
+    EXPECT_EQ(outcome.err.find("partly written"), std::string::npos) << outcome.err;
+  }
+  run_ok({"losetup", "--detach", device});
+}
+
 /// What a lost server has of the writes before is not known: no second attempt.
 TEST(Target, LostNbdTargetEndsThePull) {
   ScriptedServer::Script half;
