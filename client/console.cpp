@@ -9,6 +9,7 @@
 #include "client/pull/progress.hpp"
 #include "client/say.hpp"
 #include "client/stdout.hpp"
+#include "client/target/target.hpp"
 
 namespace nbdelta::client {
 
@@ -37,15 +38,16 @@ int print_settled(const backup::Settled& settled, const GuestOptions& options) {
 }
 
 std::string_view result_of(const std::exception& error) {
-  return dynamic_cast<const backup::Refused*>(&error) != nullptr ? "refused" : "failed";
+  const bool refused = dynamic_cast<const backup::Refused*>(&error) != nullptr ||
+                       dynamic_cast<const target::TargetRefused*>(&error) != nullptr;
+  return refused ? "refused" : "failed";
 }
 
-void print_failure(const GuestOptions& options, std::string_view result,
-                   const std::exception& error) {
-  if (!options.json)
+void print_failure(bool json, std::string_view result, std::string_view message) {
+  if (!json)
     return;
   try {
-    print_stdout(pretty(qapi::json::object{{"result", result}, {"error", error.what()}}));
+    print_stdout(pretty(qapi::json::object{{"result", result}, {"error", message}}));
   } catch (const Error&) {  // what is being said is worth more, and is on stderr
   }
 }

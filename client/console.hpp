@@ -13,13 +13,12 @@ namespace nbdelta::client {
 /// What was put right, and what is left; returns the exit status.
 int print_settled(const backup::Settled& settled, const GuestOptions& options);
 
-/// "refused" or "failed".
+/// "refused" where main() exits with kRefused, otherwise "failed".
 std::string_view result_of(const std::exception& error);
 
-/// Where the options ask for JSON: an object with this result and the message, so that stdout is
-/// never empty.
-void print_failure(const GuestOptions& options, std::string_view result,
-                   const std::exception& error);
+/// Where JSON is asked for: an object with this result and the message, so that stdout is never
+/// empty.
+void print_failure(bool json, std::string_view result, std::string_view message);
 
 /// Lines on stderr, and a progress line for each disk.
 class ConsoleReporter {

@@ -119,6 +119,7 @@ int run_interruptibly(const Interruptible& work) {
     return 0;  // it had just finished
   } catch (const Error& error) {
     say("nbdelta: {}\n", error.what());
+    work.interrupted(error);
   }
   return 128 + event;
 }

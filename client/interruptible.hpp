@@ -3,6 +3,8 @@
 #include <functional>
 #include <stop_token>
 
+#include "base/error.hpp"
+
 namespace nbdelta::client {
 
 /// A long job, and what the thread that watches over it does meanwhile.
@@ -14,6 +16,8 @@ struct Interruptible {
   /// When a job that should end does not (a disk that does not answer): called before the process
   /// exits at once, from the watching thread.
   std::function<void()> abandon = [] {};
+  /// Once the job has ended for a signal: what it threw, which is on stderr by then.
+  std::function<void(const Error& error)> interrupted = [](const Error& /*error*/) {};
 };
 
 /// Runs the job. SIGINT or SIGTERM stops it; it has 700 ms to end by itself. A second signal exits

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/units.hpp"
+#include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
 #include "client/pull/job.hpp"
@@ -81,7 +82,7 @@ void print_summary(const PullOptions& options, const pull::JobResult& result,
       format_duration(result.seconds), format_size(rate));
 }
 
-int run_pull_command(PullOptions& options) {
+int run_pull(const PullOptions& options) {
   pull::Counters counters;
   pull::Job job({.source = options.source.connect_options(),
                  .retry = options.source.retry_policy(),
@@ -91,13 +92,19 @@ int run_pull_command(PullOptions& options) {
                 counters);
   pull::Progress progress(
       options.quiet ? pull::Progress::Style::none : pull::Progress::style_for_stderr(), counters);
-  const Interruptible work{.job = [&](std::stop_source& stop) { job.run(stop); },
-                           .tick = [&] { progress.tick(SteadyClock::now()); },
-                           .abandon =
-                               [&] {
-                                 const std::string done = job.abandon();
-                                 say("nbdelta: interrupted{}{}\n", done.empty() ? "" : "; ", done);
-                               }};
+  const Interruptible work{
+      .job = [&](std::stop_source& stop) { job.run(stop); },
+      .tick = [&] { progress.tick(SteadyClock::now()); },
+      .abandon =
+          [&] {
+            const std::string done = job.abandon();
+            const std::string message =
+                fmt::format("interrupted{}{}", done.empty() ? "" : "; ", done);
+            say("nbdelta: {}\n", message);
+            print_failure(options.json, "interrupted", message);
+          },
+      .interrupted =
+          [&](const Error& error) { print_failure(options.json, "interrupted", error.what()); }};
   int status = kDone;
   try {
     status = run_interruptibly(work);
@@ -113,6 +120,17 @@ int run_pull_command(PullOptions& options) {
   if (options.json)
     print_json(options, job.result(), counters);
   return kDone;
+}
+
+int run_pull_command(const PullOptions& options) {
+  try {
+    return run_pull(options);
+  } catch (const target::UsageError&) {
+    throw;
+  } catch (const std::exception& error) {
+    print_failure(options.json, result_of(error), error.what());
+    throw;
+  }
 }
 
 /// An image that is read here is asked for nothing.

@@ -102,7 +102,7 @@ backup::Settled recover_images_or_say(const RecoverOptions& options) {
   } catch (const target::UsageError&) {
     throw;
   } catch (const std::exception& error) {
-    print_failure(options.guest, result_of(error), error);
+    print_failure(options.guest.json, result_of(error), error.what());
     throw;
   }
 }

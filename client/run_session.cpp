@@ -65,7 +65,7 @@ int run_session(const GuestOptions& options,
   try {
     std::rethrow_exception(failure);
   } catch (const std::exception& error) {
-    print_failure(options, received == 0 ? result_of(error) : "interrupted", error);
+    print_failure(options.json, received == 0 ? result_of(error) : "interrupted", error.what());
     if (received == 0)
       throw;
     say("nbdelta: {}\n", error.what());

@@ -57,6 +57,16 @@ TEST_F(Interruption, RemovesTheNewFile) {
   }
 }
 
+TEST_F(Interruption, IsAnObjectToo) {
+  const NbdServer server = NbdServer::nbdkit("pattern", {"1G"}, {"--filter=noextents"});
+  const Outcome outcome =
+      interrupt({server.uri(), folder_ / "disk.raw", "--rate", "10M", "--json"}, SIGTERM);
+  const boost::json::value object = boost::json::parse(outcome.out);
+  EXPECT_EQ(object.at("result").as_string(), "interrupted");
+  EXPECT_NE(outcome.err.find(object.at("error").as_string().c_str()), std::string::npos)
+      << outcome.out << outcome.err;
+}
+
 TEST_F(Interruption, LeavesTheOldFileUnderForce) {
   const NbdServer server = NbdServer::nbdkit("pattern", {"1G"}, {"--filter=noextents"});
   run_ok({"sh", "-c", "echo old > " + folder_ / "disk.raw"});

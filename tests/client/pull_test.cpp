@@ -286,5 +286,26 @@ TEST(Pull, FromQemuNbdThatEndsWithItsFirstClient) {
   EXPECT_EQ(difference(folder / "disk.qcow2", "qcow2", folder / "out.raw", "raw"), "");
 }
 
+/// Each with the message that is on stderr too.
+TEST(Pull, FailuresAreObjectsToo) {
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", kMiB);
+  const auto failure = [&](const Command& arguments, int status) {
+    const Outcome outcome = nbdelta(joined({"pull", "--json"}, arguments));
+    EXPECT_EQ(outcome.status, status) << outcome.err;
+    const boost::json::value object = boost::json::parse(outcome.out);
+    EXPECT_NE(outcome.err.find(object.at("error").as_string().c_str()), std::string::npos)
+        << outcome.out << outcome.err;
+    return std::string(object.at("result").as_string());
+  };
+  const std::string nobody = "nbd+unix:///?socket=" + folder / "nowhere";
+  const std::string source = "delta:" + folder / "disk.raw" + "?format=raw";
+  EXPECT_EQ(failure({nobody, "null:"}, 1), "failed");
+  EXPECT_EQ(failure({source, folder / "disk.raw"}, 3), "refused");         // its name tells it
+  EXPECT_EQ(failure({source, folder / "nowhere/new.raw"}, 3), "refused");  // once the map is known
+  EXPECT_EQ(nbdelta({"pull", "--json", source, "null:", "--base", "x.qcow2"}).out, "");
+  EXPECT_EQ(nbdelta({"pull", "--json", "--bogus"}).out, "");
+}
+
 }  // namespace
 }  // namespace nbdelta::testing
