@@ -214,7 +214,10 @@ std::function<int()> add_map_command(CLI::App& app) {
   options->source.add_to(*command);
   command->add_flag("--json", options->json, "as nbdinfo --map --json");
   command->footer(kFooter);
-  return [options] { return run_map_command(*options); };
+  return [options, command] {
+    refuse_for_image(*command, options->source.uri, {"--retries", "--timeout"});
+    return run_map_command(*options);
+  };
 }
 
 }  // namespace nbdelta::client

@@ -22,7 +22,6 @@
 #include "client/say.hpp"
 #include "client/source_options.hpp"
 #include "client/target/open_target.hpp"
-#include "image/image_uri.hpp"
 
 namespace nbdelta::client {
 namespace {
@@ -133,14 +132,12 @@ int run_pull_command(const PullOptions& options) {
   }
 }
 
-/// An image that is read here is asked for nothing.
-void refuse_request_options(const CLI::App& command, const std::string& source) {
-  if (!image::ImageUri::is_one(source))
-    return;
-  for (const char* option : {"--depth", "--request-size", "--bridge"})
-    if (command.count(option) != 0)
-      throw target::UsageError(
-          EINVAL, fmt::format("{}: is for requests to a server, and {} is none", option, source));
+/// The target may be a server where the source is none.
+void refuse_server_options(const CLI::App& command, const PullOptions& options) {
+  const std::string& source = options.source.uri;
+  refuse_for_image(command, source, {"--retries", "--depth", "--request-size", "--bridge"});
+  if (!target::is_nbd_uri(options.target.name))
+    refuse_for_image(command, source, {"--timeout"});
 }
 
 /// Sizes and formats that CLI11 leaves as text.
@@ -236,7 +233,7 @@ std::function<int()> add_pull_command(CLI::App& app) {
   command->footer(kFooter);
   return [options, command] {
     options->connections_given = command->count("--connections") != 0;
-    refuse_request_options(*command, options->source.uri);
+    refuse_server_options(*command, *options);
     interpret(*options);
     return run_pull_command(*options);
   };

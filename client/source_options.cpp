@@ -1,9 +1,14 @@
 #include "client/source_options.hpp"
 
+#include <fmt/format.h>
+
+#include <cerrno>
 #include <chrono>
 #include <string_view>
 
 #include "client/seconds.hpp"
+#include "client/target/open_target.hpp"
+#include "image/image_uri.hpp"
 #include "image/status_reply.hpp"
 
 namespace nbdelta::client {
@@ -39,6 +44,16 @@ void SourceOptions::add_to(CLI::App& app) {
       ->type_name("N")
       ->check(CLI::Range(0U, kMostRetries))
       ->capture_default_str();
+}
+
+void refuse_for_image(const CLI::App& command, const std::string& source,
+                      std::initializer_list<const char*> options) {
+  if (!image::ImageUri::is_one(source))
+    return;
+  for (const char* option : options)
+    if (command.count(option) != 0)
+      throw target::UsageError(
+          EINVAL, fmt::format("{}: is for requests to a server, and {} is none", option, source));
 }
 
 nbd::ConnectOptions SourceOptions::connect_options() const {

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include <initializer_list>
 #include <string>
 
 #include "client/nbd/source.hpp"
@@ -20,5 +21,10 @@ struct SourceOptions {
   nbd::ConnectOptions connect_options() const;
   nbd::RetryPolicy retry_policy() const;
 };
+
+/// Throws UsageError where the source is an image, which is read here and asked for nothing, and
+/// one of these options is given.
+void refuse_for_image(const CLI::App& command, const std::string& source,
+                      std::initializer_list<const char*> options);
 
 }  // namespace nbdelta::client

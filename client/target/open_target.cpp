@@ -27,11 +27,6 @@ template <class... Args>
   throw UsageError(EINVAL, fmt::format(format, std::forward<Args>(args)...));
 }
 
-bool is_nbd_uri(std::string_view name) {
-  return std::any_of(kNbdSchemes.begin(), kNbdSchemes.end(),
-                     [&](std::string_view scheme) { return name.starts_with(scheme); });
-}
-
 bool is_block_device(const std::string& path) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
@@ -89,6 +84,11 @@ std::unique_ptr<Target> open_file(const TargetOptions& options, Changes changes)
 }
 
 }  // namespace
+
+bool is_nbd_uri(std::string_view name) {
+  return std::any_of(kNbdSchemes.begin(), kNbdSchemes.end(),
+                     [&](std::string_view scheme) { return name.starts_with(scheme); });
+}
 
 std::unique_ptr<Target> open_target(const TargetOptions& options) {
   if (options.name.empty())

@@ -4,6 +4,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "client/target/new_file.hpp"
 #include "client/target/target.hpp"
@@ -26,6 +27,9 @@ class UsageError : public Error {
  public:
   using Error::Error;
 };
+
+/// Whether a target of this name is an NBD server.
+bool is_nbd_uri(std::string_view name);
 
 /// The target that the options name. Nothing is made or written yet, but what can be refused
 /// without knowing the source is. Throws UsageError or TargetRefused.

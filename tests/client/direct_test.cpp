@@ -168,11 +168,17 @@ TEST_F(Direct, RefusesWhatMakesNoSense) {
 /// Nobody asks a server for anything, so these would mean nothing.
 TEST_F(Direct, RefusesWhatIsForRequestsToAServer) {
   for (const Command& option :
-       {Command{"--depth", "8"}, Command{"--request-size", "1M"}, Command{"--bridge", "4K"}}) {
+       {Command{"--depth", "8"}, Command{"--request-size", "1M"}, Command{"--bridge", "4K"},
+        Command{"--retries", "5"}, Command{"--timeout", "60"}}) {
     const Outcome outcome = nbdelta({"pull", uri(), disk_ / "no.raw", option[0], option[1]});
     EXPECT_EQ(outcome.status, 2) << option[0];
     EXPECT_NE(outcome.err.find(option[0]), std::string::npos) << outcome.err;
     EXPECT_FALSE(std::filesystem::exists(disk_ / "no.raw")) << option[0];
+  }
+  for (const Command& option : {Command{"--retries", "5"}, Command{"--timeout", "60"}}) {
+    const Outcome outcome = nbdelta({"map", uri(), option[0], option[1]});
+    EXPECT_EQ(outcome.status, 2) << option[0];
+    EXPECT_NE(outcome.err.find(option[0]), std::string::npos) << outcome.err;
   }
 }
 
