@@ -3,7 +3,9 @@
 import array
 import os
 import random
+import signal
 import struct
+import traceback
 
 KIB, MIB, GIB, TIB = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 BITMAP = "b0"
@@ -18,9 +20,17 @@ def apart(function, *arguments):
         try:
             function(*arguments)
             status = 0
+        except Exception:
+            traceback.print_exc()
         finally:
             os._exit(status)
-    if os.waitpid(child, 0)[1] != 0:
+    try:
+        status = os.waitpid(child, 0)[1]
+    except BaseException:  # interrupted: it must not go on writing, nor keep a mount busy
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        raise
+    if status != 0:
         raise RuntimeError(f"{function.__name__}{arguments}: failed")
 
 

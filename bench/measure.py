@@ -62,8 +62,7 @@ class Child:
         try:
             _, status, rusage = os.wait4(self.pid, 0)
         except BaseException:  # interrupted
-            self._process.kill()
-            self._process.wait()
+            self.kill()
             raise
         finally:
             signal.alarm(0)
@@ -79,6 +78,12 @@ class Child:
     def stop(self):
         self._process.terminate()
         return self.wait(good=(0, -signal.SIGTERM))
+
+    def kill(self):
+        """Nothing where it has been waited for."""
+        if self._process.returncode is None:
+            self._process.kill()
+            self._process.wait()
 
     def output(self):
         with open(self.log, encoding="utf-8", errors="replace") as output:
@@ -132,13 +137,16 @@ def start_server(argv, pid_file, folder):
         remove(left)  # nbdkit leaves its socket behind
     server = Child(argv, f"{folder}/server.log")
     deadline = time.monotonic() + SERVER_START_SECONDS
-    while not (os.path.exists(pid_file) and os.path.getsize(pid_file)):
-        if not server.running():
-            server.wait(good=())
-        if time.monotonic() > deadline:
-            server.stop()
-            raise Failed(f"{' '.join(server.argv)}: does not listen\n{server.output()}")
-        time.sleep(0.005)
+    try:
+        while not (os.path.exists(pid_file) and os.path.getsize(pid_file)):
+            if not server.running():
+                server.wait(good=())
+            if time.monotonic() > deadline:
+                raise Failed(f"{' '.join(server.argv)}: does not listen\n{server.output()}")
+            time.sleep(0.005)
+    except BaseException:  # also where it is interrupted
+        server.kill()
+        raise
     return server
 
 

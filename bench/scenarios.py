@@ -213,13 +213,15 @@ def mounted_xfs(bench, size):
     measure.run_quietly("mkfs.xfs", "-q", "-m", "reflink=1", image)
     os.mkdir(mount)
     try:
-        measure.run_quietly("mount", "-o", "loop", image, mount)
-    except measure.Failed as error:
-        raise by.NotRun(f"XFS cannot be mounted here: {error}") from error
-    try:
+        try:
+            measure.run_quietly("mount", "-o", "loop", image, mount)
+        except measure.Failed as error:
+            raise by.NotRun(f"XFS cannot be mounted here: {error}") from error
         yield mount
     finally:
-        measure.run_quietly("umount", mount)
+        if os.path.ismount(mount):  # an interrupted mount(8) may have done it
+            # Lazily, so that what an interruption has left open in it is not in the way.
+            measure.run_quietly("umount", "--lazy", mount)
 
 
 def used_bytes(mount):

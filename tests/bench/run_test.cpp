@@ -1,0 +1,57 @@
+// What bench/run does beside measuring.
+
+#include <gtest/gtest.h>
+#include <signal.h>
+
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <thread>
+
+#include "tests/support/nbd_server.hpp"
+#include "tests/support/process.hpp"
+#include "tests/support/temp_folder.hpp"
+
+namespace nbdelta::testing {
+namespace {
+
+using std::chrono::milliseconds;
+
+Command bench_run(const Command& arguments) {
+  return joined({NBDELTA_SOURCE "/bench/run", "--scale", "small", "--nbdelta", nbdelta_program(),
+                 "--plugin", delta_plugin()},
+                arguments);
+}
+
+/// /proc/self/mounts, where a name has no spaces.
+bool is_mounted_below(const std::string& folder) {
+  std::ifstream mounts("/proc/self/mounts");
+  const std::string text{std::istreambuf_iterator<char>(mounts), {}};
+  return text.find(" " + folder + "/") != std::string::npos;
+}
+
+/// Whatever it is doing then: mounting, making the data, copying.
+TEST(BenchRun, UnmountsAndRemovesItsFolderWhenItIsInterrupted) {
+  for (const int signal : {SIGINT, SIGTERM})
+    for (const milliseconds after : {milliseconds(0), milliseconds(200), milliseconds(1500)}) {
+      const TempFolder folder;
+      Background bench(bench_run({"reflink", "--rounds", "99", "--folder", folder.path()}));
+      while (bench.running() && !is_mounted_below(folder.path()))
+        std::this_thread::sleep_for(milliseconds(1));
+      if (!bench.running() && bench.out().find("not run") != std::string::npos)
+        GTEST_SKIP() << bench.out();
+      std::this_thread::sleep_for(after);
+      EXPECT_TRUE(bench.running()) << bench.err();
+      bench.signal(signal);
+      const auto outcome = bench.wait(milliseconds(60'000));
+      ASSERT_TRUE(outcome);
+      EXPECT_EQ(outcome->status, 128 + signal) << outcome->err;
+      EXPECT_FALSE(is_mounted_below(folder.path())) << after.count();
+      EXPECT_TRUE(std::filesystem::is_empty(folder.path())) << after.count();
+    }
+}
+
+}  // namespace
+}  // namespace nbdelta::testing
