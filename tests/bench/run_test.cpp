@@ -1,5 +1,6 @@
 // What bench/run does beside measuring.
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <signal.h>
 
@@ -18,12 +19,46 @@ namespace nbdelta::testing {
 namespace {
 
 using std::chrono::milliseconds;
+using ::testing::HasSubstr;
+
+constexpr int kUsage = 2;
 
 Command bench_run(const Command& arguments) {
   return joined({NBDELTA_SOURCE "/bench/run", "--scale", "small", "--nbdelta", nbdelta_program(),
                  "--plugin", delta_plugin()},
                 arguments);
 }
+
+struct WrongPath {
+  const char* name;
+  Command arguments;  // run in an empty folder but for a file "file"
+  const char* message;
+};
+
+class WrongPaths : public ::testing::TestWithParam<WrongPath> {};
+
+TEST_P(WrongPaths, AreRefusedBeforeAnythingIsMeasured) {
+  const TempFolder folder;
+  std::ofstream(folder / "file") << "x";
+  const Outcome outcome = run(bench_run(joined({"full-cp"}, GetParam().arguments)),
+                              {.input = {}, .environment = {}, .folder = folder.path()});
+  EXPECT_EQ(outcome.status, kUsage);
+  EXPECT_EQ(outcome.out, "");
+  EXPECT_THAT(outcome.err, HasSubstr(GetParam().message));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Rows, WrongPaths,
+    ::testing::Values(
+        WrongPath{"no_folder", {"--folder", "nowhere"}, "--folder nowhere: there is no such"},
+        WrongPath{"file_as_folder", {"--folder", "file"}, "--folder file: there is no such folder"},
+        WrongPath{
+            "json_nowhere", {"--json", "nowhere/a"}, "--json nowhere/a: no file can be there"},
+        WrongPath{"json_is_a_folder", {"--json", "."}, "--json .: no file can be there"},
+        WrongPath{"svg_below_a_file", {"--svg", "file/a"}, "--svg file/a: no file can be there"},
+        WrongPath{"no_nbdelta", {"--nbdelta", "nowhere"}, "nowhere: not there"},
+        WrongPath{"no_plugin", {"--plugin", "nowhere"}, "nowhere: not there"}),
+    [](const auto& param) { return std::string(param.param.name); });
 
 /// /proc/self/mounts, where a name has no spaces.
 bool is_mounted_below(const std::string& folder) {
