@@ -88,5 +88,21 @@ TEST(BenchRun, UnmountsAndRemovesItsFolderWhenItIsInterrupted) {
     }
 }
 
+/// Whatever a case compares of a client of ours, its memory is bounded somewhere; `open` has none.
+TEST(BenchRun, BoundsTheMemoryOfEveryClient) {
+  const std::string missing = run_ok({"python3", "-c", R"(
+import sys
+sys.path.insert(0, sys.argv[1])
+from cases import CASES
+bounds = [bound for case in CASES for bound in case.bounds]
+bounded = {(bound.scenario, bound.ours) for bound in bounds if bound.unit == 'MiB'}
+for bound in bounds:
+    if (bound.scenario, bound.ours) not in bounded and bound.ours != 'nbdkit delta':
+        print(bound.scenario.__name__, bound.ours)
+)",
+                                      NBDELTA_SOURCE "/bench"});
+  EXPECT_EQ(missing, "");
+}
+
 }  // namespace
 }  // namespace nbdelta::testing
