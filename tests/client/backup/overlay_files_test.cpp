@@ -362,8 +362,8 @@ TEST_F(OverlayFiles, OfAnotherDiskByNamesOfAnotherMachineAreNoMatter) {
     return folder_of(base_) + "/" + overlay_file_name({"0123abcd", number}, "vdb");
   };
   create_overlay(*files_, other(1), base_, kDiskSize, "/mnt/qemu/vdb.qcow2", image::Format::qcow2);
-  create_overlay(*files_, other(2), base_, kDiskSize, "/mnt/qemu/" + std::string(base_name(other(1))),
-                 image::Format::qcow2);
+  create_overlay(*files_, other(2), base_, kDiskSize,
+                 "/mnt/qemu/" + std::string(base_name(other(1))), image::Format::qcow2);
   EXPECT_EQ(over_base(), List{});
 }
 
