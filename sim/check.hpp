@@ -32,13 +32,16 @@ struct CheckResult {
 /// DISK=IMAGE (raw where its name ends with ".raw", else qcow2). Throws Error.
 std::vector<CheckedPoint> points_at(const std::vector<std::string>& places);
 
-/// Whether each equals what the record says of its instant: all disks, byte for byte. Throws Error
-/// where the record or an image cannot be read.
+/// Whether each equals what the record says of its instant, byte for byte: all the disks that its
+/// session's switch had; the text names those of the guest that it had not. A point without images
+/// is not exact. Throws Error where the record or an image cannot be read, or the record has no
+/// start of a guest.
 std::vector<CheckResult> check_points(const std::string& record,
                                       const std::vector<CheckedPoint>& points);
 
-/// Whether an image has all that its guest had flushed when it was killed, and nothing that it
-/// never wrote.
-CheckResult check_after_crash(const std::string& record, const CheckedImage& image);
+/// Whether each image has all that its guest had flushed when it was killed, and nothing that it
+/// never wrote. Throws as check_points().
+std::vector<CheckResult> check_after_crash(const std::string& record,
+                                           const std::vector<CheckedPoint>& points);
 
 }  // namespace nbdelta::sim

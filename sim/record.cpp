@@ -19,6 +19,16 @@ namespace {
 constexpr std::string_view kFirstLine = "nbdelta-sim record 1";
 constexpr std::string_view kDisk = "disk ";
 
+/// Why a line makes no sense; its place is said where the line was read.
+struct Senseless {
+  std::string why;
+};
+
+template <class... Args>
+[[noreturn]] void refuse_line(fmt::format_string<Args...> format, Args&&... args) {
+  throw Senseless{fmt::format(format, std::forward<Args>(args)...)};
+}
+
 /// Words of a line, one after the other.
 class Words {
  public:
@@ -37,7 +47,7 @@ class Words {
     std::uint64_t value = 0;
     const auto [end, error] = std::from_chars(word.data(), word.data() + word.size(), value);
     if (error != std::errc() || end != word.data() + word.size() || value >= limit)
-      fail(EINVAL, "'{}' is no number below {}", word, limit);
+      refuse_line("'{}' is no number below {}", word, limit);
     return value;
   }
 
@@ -127,9 +137,9 @@ void Replay::run(const std::string& path) {
       if (number > 1)
         take(line);
       else if (line != kFirstLine)
-        fail(EINVAL, "is no record of nbdelta-sim");
-    } catch (const Error& error) {
-      fail(EINVAL, "{}:{}: {}", path, number, error.what());
+        refuse_line("is no record of nbdelta-sim");
+    } catch (const Senseless& line_is) {
+      fail(EINVAL, "{}:{}: {}", path, number, line_is.why);
     }
   }
   if (in.bad())
@@ -157,6 +167,7 @@ void Replay::take_event(std::string_view line) {
   words.next();  // the time
   const std::string_view what = words.next();
   if (what == "start") {
+    started = true;
     on_disks();
   } else if (what == "switch") {
     std::vector<std::string> overlays;
@@ -185,7 +196,7 @@ void Replay::take_event(std::string_view line) {
     if (what == "write")
       number = static_cast<WriteNumber>(words.number(ForeignGranules::kFirst));
     else if (what != "zero")
-      fail(EINVAL, "'{}' is not known", what);
+      refuse_line("'{}' is not known", what);
     last_write = std::max(last_write, number);
     for (std::uint64_t i = granule; i < granule + count; ++i) {
       unflushed[disk][i].push_back(contents[disk][i]);

@@ -66,6 +66,7 @@ class Replay {
   std::vector<std::vector<std::uint64_t>> contents;
   std::vector<RecordedDisk> disks;
   WriteNumber last_write = 0;  // the greatest number
+  bool started = false;        // a guest was: the lines say what its disks hold
 
   /// Of a granule that was written since its disk's last flush: what a crash may leave there.
   /// What was written last is in `contents`.
@@ -80,7 +81,7 @@ class Replay {
       [](const std::vector<std::string>&) {};
 
   /// A last line without its end does not count. Throws Error with the line's number where one
-  /// makes no sense.
+  /// makes no sense; what the calls throw passes through.
   void run(const std::string& path);
 
  private:

@@ -132,16 +132,9 @@ struct CheckOptions {
 int check(const CheckOptions& options) {
   const std::string record = LiveFolder{options.folder}.record();
   const std::vector<CheckedPoint> points = points_at(options.places);
-  std::vector<CheckResult> results;
-  if (!options.after_crash) {
-    results = check_points(record, points);
-  } else {
-    for (const CheckedPoint& point : points)
-      for (const CheckedImage& image : point.images)
-        results.push_back(check_after_crash(record, image));
-  }
   bool all = true;
-  for (const CheckResult& result : results) {
+  for (const CheckResult& result :
+       (options.after_crash ? check_after_crash : check_points)(record, points)) {
     fmt::print("{}: {}\n", result.name, result.text);
     all = all && result.exact;
   }
@@ -159,8 +152,9 @@ in the folder; 'nbdelta recover --offline IMAGE' comes first where an overlay li
 constexpr const char* kCheckFooter = R"(Example:
   nbdelta-sim check --dir /tmp/guest /backup/vm1 vda=/tmp/guest/vda.qcow2
 
-A restore point must show all disks at the instant of its session's switch, byte for byte; an image
-at the instant of any switch, or of the record's end. Exit status: 0 all do; 1 one does not.)";
+A restore point must show all disks of its session's switch at that instant, byte for byte (the guest's
+others are named), an image the instant of any switch, or of the record's end. Exit status: 0 all do; 1
+one does not, or nothing was there to be compared.)";
 
 }  // namespace
 

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
@@ -110,7 +111,10 @@ TEST_F(Records, ACrashMayLoseWhatWasNotFlushed) {
       "26 write 0 2 1 5\n"
       "27 writ");
   const auto may_be = [&](std::vector<WriteNumber> numbers) {
-    return check_after_crash(path(), image("vda", numbers)).exact;
+    return check_after_crash(path(),
+                             {{.name = "it", .images = {image("vda", numbers)}, .session = {}}})
+        .front()
+        .exact;
   };
   EXPECT_TRUE(may_be({4, 0, 5, 0}));
   EXPECT_TRUE(may_be({3, 0, 0, 0}));
@@ -118,6 +122,85 @@ TEST_F(Records, ACrashMayLoseWhatWasNotFlushed) {
   EXPECT_FALSE(may_be({1, 0, 0, 0}));  // flushed away
   EXPECT_FALSE(may_be({0, 0, 0, 0}));
   EXPECT_FALSE(may_be({4, 5, 0, 0}));  // never written there
+}
+
+/// Of what Error says; "" where there is none.
+template <class Call>
+std::string error_of(Call call) {
+  try {
+    call();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+TEST_F(Records, WhereNoGuestWasStartedNothingIsExact) {
+  const std::string head(kHead);
+  for (const std::string& text : {std::string(), head.substr(0, head.find("10 start"))}) {
+    std::ofstream(path()) << text;
+    const std::vector<CheckedPoint> points{
+        {.name = "it", .images = {image("vda", {0, 0, 0, 0})}, .session = {}}};
+    const std::string expected =
+        path() + ": has no start of a guest: there is nothing to compare with";
+    EXPECT_EQ(error_of([&] { check_points(path(), points); }), expected) << text;
+    EXPECT_EQ(error_of([&] { check_after_crash(path(), points); }), expected) << text;
+  }
+}
+
+TEST_F(Records, APointWithoutImagesIsNotExact) {
+  write_record("21 switch nbdelta-00000001-2-0 nbdelta-00000001-2-1\n");
+  const std::vector<CheckedPoint> points{
+      {.name = "it", .images = {}, .session = "nbdelta-00000001-2-"}};
+  for (const auto check : {check_points, check_after_crash}) {
+    const CheckResult result = check(path(), points).front();
+    EXPECT_FALSE(result.exact);
+    EXPECT_EQ(result.text, "nothing was compared: its manifest names no image");
+  }
+}
+
+TEST_F(Records, APointNamesTheDisksThatItsSessionLeftOut) {
+  write_record(
+      "20 write 1 3 1 1\n"
+      "21 switch nbdelta-00000001-2-0\n");
+  const std::string session = "nbdelta-00000001-2-";
+  const CheckResult exact = check(session, {image("vdb", {0, 0, 0, 1})});
+  EXPECT_TRUE(exact.exact);
+  EXPECT_EQ(exact.text, "exact: switch 1, after write 1; not compared: vda");
+  const CheckResult other = check(session, {image("vdb", {0, 0, 0, 0})});
+  EXPECT_FALSE(other.exact);
+  EXPECT_THAT(other.text, ::testing::EndsWith("; not compared: vda"));
+  EXPECT_EQ(check("", {image("vdb", {0, 0, 0, 1})}).text,
+            "exact: the end of the record, after write 1");
+}
+
+TEST_F(Records, APointHasAllDisksOfItsSwitch) {
+  write_record("21 switch nbdelta-00000001-2-0 nbdelta-00000001-2-1\n");
+  const CheckResult result = check("nbdelta-00000001-2-", {image("vdb", {0, 0, 0, 0})});
+  EXPECT_FALSE(result.exact);
+  EXPECT_EQ(result.text, "has 1 disks; switch 1 had 2; not compared: vda");
+}
+
+/// It is not the record's line that is wrong there.
+TEST_F(Records, AnImagesErrorHasNoPlaceInTheRecord) {
+  write_record("");
+  const CheckedImage longer = image("vda", {0, 0, 0, 0, 0});
+  EXPECT_EQ(error_of([&] { check("", {longer}); }),
+            longer.path + ": has 20480 bytes; the disk vda has 16384");
+  EXPECT_EQ(error_of([&] { check("", {{.disk = "vdc", .path = longer.path}}); }),
+            longer.path + ": the record knows no disk 'vdc'");
+}
+
+TEST_F(Records, AnImageIsTakenForWhatItsNameSays) {
+  write_record("");
+  const std::string raw = image("vda", {0, 0, 0, 0}).path;
+  const std::string renamed = folder_ / "vda.img";
+  std::filesystem::rename(raw, renamed);
+  EXPECT_EQ(error_of([&] { check_points(path(), points_at({"vda=" + renamed})); }),
+            renamed + ": is not a qcow2 image; a raw one's name must end with .raw");
+  std::filesystem::rename(renamed, raw);
+  EXPECT_TRUE(check_points(path(), points_at({"vda=" + raw})).front().exact);
+  EXPECT_EQ(error_of([&] { points_at({"vda="}); }), "vda=: names no image: expected DISK=IMAGE");
 }
 
 TEST_F(Records, LinesThatMakeNoSenseAreRefusedWithTheirPlace) {
