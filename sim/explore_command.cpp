@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -15,6 +14,7 @@
 
 #include "base/error.hpp"
 #include "sim/explore.hpp"
+#include "sim/seed.hpp"
 #include "sim/work_progress.hpp"
 
 namespace nbdelta::sim {
@@ -27,17 +27,6 @@ struct ExploreOptions {
   bool shrink = false;
   std::string record;  // a file; empty: none
 };
-
-/// The last number is none, so that what counts seeds can count beyond the last one.
-constexpr std::uint64_t kLastSeed = UINT64_MAX - 1;
-
-std::uint64_t parse_seed(const char* option, std::string_view text) {
-  std::uint64_t seed = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seed);
-  if (error != std::errc() || end != text.data() + text.size() || seed > kLastSeed)
-    fail(EINVAL, "{}: '{}' is no seed: expected a number from 0 to {}", option, text, kLastSeed);
-  return seed;
-}
 
 std::pair<std::uint64_t, std::uint64_t> parse_seeds(const std::string& text) {
   constexpr const char* kOption = "--seeds";

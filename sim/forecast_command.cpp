@@ -20,6 +20,7 @@
 #include "sim/forecast.hpp"
 #include "sim/load.hpp"
 #include "sim/quantity.hpp"
+#include "sim/seed.hpp"
 #include "sim/work_progress.hpp"
 
 namespace nbdelta::sim {
@@ -39,7 +40,7 @@ struct ForecastArguments {
   std::string commit_deadline;
   std::uint64_t disks = 1;
   std::uint64_t runs = 20;
-  std::uint64_t seed = 0;
+  std::optional<std::string> seed;  // none: the scenario's
   unsigned jobs = std::max(1U, std::thread::hardware_concurrency());
   std::string record;  // a file; empty: none
   bool as_json = false;
@@ -100,8 +101,8 @@ Scenario scenario_of(const ForecastArguments& options) {
                                        : parse_scenario(scenario_text(options), "options");
   if (!options.interval.empty())
     scenario.duration = time_of("--interval", options.interval);
-  if (options.seed != 0)
-    scenario.seed = options.seed;
+  if (options.seed)
+    scenario.seed = parse_seed("--seed", *options.seed);
   return scenario;
 }
 

@@ -9,6 +9,7 @@
 #include <set>
 
 #include "sim/json_entry.hpp"
+#include "sim/seed.hpp"
 #include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
@@ -287,7 +288,7 @@ Scenario parse_scenario(std::string_view text, const std::string& file) {
   optional(top, "duration", [&](const JsonEntry& e) {
     e.get_time(scenario.duration, Scenario::kShortestDuration, Scenario::kLongestDuration);
   });
-  optional(top, "seed", [&](const JsonEntry& e) { e.get_count(scenario.seed, 0, UINT64_MAX); });
+  optional(top, "seed", [&](const JsonEntry& e) { e.get_count(scenario.seed, 0, kLastSeed); });
   return scenario;
 }
 

@@ -138,14 +138,16 @@ TEST(SimCommands, AForecastSaysWhatItCannotTake) {
                           pattern));
 }
 
-TEST(SimCommands, ExploreSaysWhatIsNoSeed) {
+TEST(SimCommands, SaysWhatIsNoSeed) {
   const auto no_seed = [](const char* option, const char* text) {
     return fmt::format(
         "nbdelta-sim: {}: '{}' is no seed: expected a number from 0 to 18446744073709551614\n",
         option, text);
   };
-  for (const char* seed : {"-1", "18446744073709551615", "99999999999999999999", "1x"})
-    EXPECT_EQ(refusal({"explore", std::string("--seed=") + seed}), no_seed("--seed", seed));
+  for (const char* command : {"explore", "forecast"})
+    for (const char* seed : {"-1", "18446744073709551615", "99999999999999999999", "1x", "0x10"})
+      EXPECT_EQ(refusal({command, std::string("--seed=") + seed}), no_seed("--seed", seed))
+          << command;
   EXPECT_EQ(refusal({"explore", "--seed", "-1"}), no_seed("--seed", "-1"));
   EXPECT_EQ(refusal({"explore", "--seeds", "3..18446744073709551615"}),
             no_seed("--seeds", "18446744073709551615"));
@@ -154,6 +156,16 @@ TEST(SimCommands, ExploreSaysWhatIsNoSeed) {
   EXPECT_EQ(refusal({"explore", "--seeds", "3..1"}),
             "nbdelta-sim: --seeds: '3..1' ends before it begins\n");
   run_ok({NBDELTA_SIM, "explore", "--seeds", "18446744073709551614..18446744073709551614"});
+}
+
+TEST(SimCommands, AForecastsSeedIsDecimal) {
+  const auto with = [](const char* seed) {
+    return run_ok({NBDELTA_SIM, "forecast", "--runs", "1", "--pattern", "idle", "--disk-size",
+                   "1 MiB", "--interval", "1 s", "--json", "--seed", seed});
+  };
+  EXPECT_EQ(with("010"), with("10"));
+  EXPECT_NE(with("010"), with("8"));
+  EXPECT_NE(with("0"), with("1"));
 }
 
 TEST(SimCommands, AnImageThatCannotBeOpenedIsNamed) {

@@ -57,7 +57,7 @@ TEST(ScenarioText, Everything) {
       {"pattern": "sequential", "rate": "unlimited"}
     ],
     "duration": "2 min",
-    "seed": 18446744073709551615
+    "seed": 18446744073709551614
   })",
                                            "x.json");
   EXPECT_EQ(scenario.qemu.version, "10.0");
@@ -101,7 +101,7 @@ TEST(ScenarioText, Everything) {
     EXPECT_FALSE(scenario.guest.loads[i].load.rate);
   }
   EXPECT_EQ(scenario.duration, 120s);
-  EXPECT_EQ(scenario.seed, UINT64_MAX);
+  EXPECT_EQ(scenario.seed, UINT64_MAX - 1);
 }
 
 /// `members` beside a disk.
