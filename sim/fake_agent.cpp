@@ -133,14 +133,19 @@ asio::awaitable<void> FakeAgent::carry_out(qapi::Command command) {
     CommandTable::read<commands::GuestPing>(command.arguments);
     reply(command, json::object());
   } else if (command.name == commands::GuestInfo::kName) {
+    CommandTable::read<commands::GuestInfo>(command.arguments);
     reply(command, info());
   } else if (command.name == commands::GuestFsfreezeStatus::kName) {
+    CommandTable::read<commands::GuestFsfreezeStatus>(command.arguments);
     reply(command, frozen() ? "frozen" : "thawed");
   } else if (command.name == commands::GuestFsfreezeFreeze::kName ||
              command.name == commands::GuestFsfreezeFreezeList::kName) {
     refuse_when_frozen(command.name);
+    if (command.name == commands::GuestFsfreezeFreeze::kName)
+      CommandTable::read<commands::GuestFsfreezeFreeze>(command.arguments);
     co_await freeze_now(command);
   } else if (command.name == commands::GuestFsfreezeThaw::kName) {
+    CommandTable::read<commands::GuestFsfreezeThaw>(command.arguments);
     co_await clock_->wait(thaw_time);
     const std::int64_t thawed = frozen_;
     set_frozen(0);
