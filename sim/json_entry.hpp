@@ -29,7 +29,8 @@ struct JsonSource {
                            Args&&... args) const {
     const Place place = place_of(text, pointer);
     fail(EINVAL, "{}:{}:{}: {}: {}", file, place.line, place.column,
-         pointer.empty() ? "/" : pointer, fmt::format(format, std::forward<Args>(args)...));
+         pointer.empty() ? "/" : printable(pointer),
+         printable(fmt::format(format, std::forward<Args>(args)...)));
   }
 };
 
@@ -97,13 +98,13 @@ class JsonEntry {
     out = value_->to_number<double>();
   }
   void get_bytes(std::uint64_t& out, std::string_view low, std::string_view high) const {
-    get_quantity(out, &parse_bytes, low, high);
+    get_quantity(out, Quantity::size, &parse_bytes, low, high);
   }
   void get_rate(std::uint64_t& out, std::string_view low, std::string_view high) const {
-    get_quantity(out, &parse_bytes_per_second, low, high);
+    get_quantity(out, Quantity::rate, &parse_bytes_per_second, low, high);
   }
   void get_time(Clock::Duration& out, std::string_view low, std::string_view high) const {
-    get_quantity(out, &parse_time, low, high);
+    get_quantity(out, Quantity::time, &parse_time, low, high);
   }
   void get_choice(std::string& out, const std::vector<std::string_view>& choices) const {
     if (!value_->is_string() || std::find(choices.begin(), choices.end(),
@@ -114,20 +115,20 @@ class JsonEntry {
 
  private:
   template <class T>
-  void get_quantity(T& out, T (*parse)(std::string_view), std::string_view low,
+  void get_quantity(T& out, Quantity quantity, T (*parse)(std::string_view), std::string_view low,
                     std::string_view high) const {
     if (!value_->is_string())
       refuse("expected a quantity with its unit, as in \"{}\"", high);
-    const std::string_view text(value_->get_string());
-    T quantity{};
+    const std::string text = printable(value_->get_string());  // a 0 would end what an Error says
+    double number = 0;
     try {
-      quantity = parse(text);
+      number = parse_quantity(quantity, text);
     } catch (const Error& error) {
       refuse("{}", error.what());
     }
-    if (quantity < parse(low) || quantity > parse(high))
+    if (number < parse_quantity(quantity, low) || number > parse_quantity(quantity, high))
       refuse("'{}' is out of range: {} to {}", text, low, high);
-    out = quantity;
+    out = parse(text);
   }
 
   const JsonSource* source_;

@@ -1,5 +1,7 @@
 #include "sim/json_place.hpp"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <boost/json/parse.hpp>
 #include <set>
@@ -129,6 +131,16 @@ std::string pointer_part(std::string_view key) {
       part += c;
   }
   return part;
+}
+
+std::string printable(std::string_view text) {
+  std::string shown;
+  for (const char c : text)
+    if (const auto byte = static_cast<unsigned char>(c); byte < 0x20 || byte == 0x7F)
+      shown += fmt::format("\\u{:04x}", byte);
+    else
+      shown += c;
+  return shown;
 }
 
 }  // namespace nbdelta::sim

@@ -25,4 +25,7 @@ std::optional<std::string> repeated_key(std::string_view text);
 /// `key` as a part of a pointer.
 std::string pointer_part(std::string_view key);
 
+/// With control characters as JSON escapes them: "\u0000".
+std::string printable(std::string_view text);
+
 }  // namespace nbdelta::sim

@@ -24,9 +24,33 @@ constexpr Unit kRates[] = {
 // Nanoseconds.
 constexpr Unit kTimes[] = {{"us", 1e3}, {"ms", 1e6}, {"s", 1e9}, {"min", 60e9}, {"h", 3600e9}};
 
-/// In the unit of factor 1; never negative.
-std::uint64_t parse(std::string_view text, std::string_view what, std::string_view example,
-                    std::span<const Unit> units) {
+struct Kind {
+  std::string_view name;
+  std::string_view example;
+  std::span<const Unit> units;
+};
+
+Kind kind_of(Quantity quantity) {
+  switch (quantity) {
+    case Quantity::size:
+      return {"size", "64 KiB", kSizes};
+    case Quantity::rate:
+      return {"rate", "20 MiB/s", kRates};
+    case Quantity::time:
+      break;
+  }
+  return {"time", "5 ms", kTimes};
+}
+
+std::uint64_t rounded(Quantity quantity, std::string_view text) {
+  return static_cast<std::uint64_t>(std::llround(parse_quantity(quantity, text)));
+}
+
+}  // namespace
+
+/// Never negative.
+double parse_quantity(Quantity quantity, std::string_view text) {
+  const Kind kind = kind_of(quantity);
   double number = 0;
   const auto [end, status] =
       std::from_chars(text.data(), text.data() + text.size(), number, std::chars_format::fixed);
@@ -34,28 +58,26 @@ std::uint64_t parse(std::string_view text, std::string_view what, std::string_vi
   while (unit.starts_with(' '))
     unit.remove_prefix(1);
   std::string names;
-  for (const Unit& each : units) {
+  for (const Unit& each : kind.units) {
     names += (names.empty() ? "" : ", ") + std::string(each.name);
     // Half the range, so that sums of a few do not overflow.
     if (status == std::errc() && number >= 0 && unit == each.name && number * each.factor < 0x1p62)
-      return static_cast<std::uint64_t>(std::llround(number * each.factor));
+      return number * each.factor;
   }
   fail(EINVAL, "'{}' is not a {}: expected a number and a unit, as in \"{}\" (units: {})", text,
-       what, example, names);
+       kind.name, kind.example, names);
 }
 
-}  // namespace
-
 std::uint64_t parse_bytes(std::string_view text) {
-  return parse(text, "size", "64 KiB", kSizes);
+  return rounded(Quantity::size, text);
 }
 
 std::uint64_t parse_bytes_per_second(std::string_view text) {
-  return parse(text, "rate", "20 MiB/s", kRates);
+  return rounded(Quantity::rate, text);
 }
 
 Clock::Duration parse_time(std::string_view text) {
-  return std::chrono::nanoseconds(parse(text, "time", "5 ms", kTimes));
+  return std::chrono::nanoseconds(rounded(Quantity::time, text));
 }
 
 std::string exact_bytes(std::uint64_t bytes) {

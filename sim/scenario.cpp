@@ -111,6 +111,8 @@ AgentSetup read_agent(const JsonEntry& entry, GuestSetup& guest) {
 std::string trace_path(const JsonEntry& entry, const std::string& scenario) {
   std::string path;
   entry.member("trace").get(path);
+  if (path.find('\0') != std::string::npos)
+    entry.member("trace").refuse("'{}' is no path", path);
   return (std::filesystem::path(scenario).parent_path() / path).string();
 }
 
@@ -223,6 +225,10 @@ void read_load(const JsonEntry& entry, Scenario& scenario, const std::string& fi
     found = true;
     if (load.area > disk.size)
       entry.member("area").refuse("is larger than the disk {}: expected at most {}", disk.name,
+                                  exact_bytes(disk.size));
+    if (load.area != 0 && load.area < load.request)
+      entry.member("area").refuse("'{}' is smaller than one request: expected {} to {}",
+                                  exact_bytes(load.area), exact_bytes(load.request),
                                   exact_bytes(disk.size));
     check_trace(entry, load.trace, disk, file);
     scenario.guest.loads.push_back({i, load});
