@@ -3,6 +3,7 @@
 #include <deque>
 #include <memory>
 #include <string>
+#include <string_view>
 #include <utility>
 
 #include "client/qmp/channel.hpp"
@@ -22,12 +23,20 @@ class Outbox : public std::enable_shared_from_this<Outbox> {
   client::qmp::Channel& channel() { return *channel_; }
 
   void send(std::string line) {
+    escape_zeros(line);
     lines_.push_back(std::move(line));
     if (!std::exchange(sending_, true))
       asio::co_spawn(executor_, work(shared_from_this()), kUnawaited);
   }
 
  private:
+  /// As QEMU: what it keeps of a \u0000 (QmpInput) is no UTF-8.
+  static void escape_zeros(std::string& line) {
+    constexpr std::string_view kKept = "\xC0\x80";
+    for (std::size_t at = 0; (at = line.find(kKept, at)) != std::string::npos;)
+      line.replace(at, kKept.size(), "\\u0000");
+  }
+
   static asio::awaitable<void> work(std::shared_ptr<Outbox> self) {
     try {
       while (!self->lines_.empty()) {

@@ -54,6 +54,8 @@ const std::vector<Exchange>& exchanges() {
       {R"({"execute":"guest-info"})"},
       {R"({"execute":"nonsense"})"},
       {R"({"execute":"nonsense","id":"x"})"},
+      {R"({"execute":"non\u0000sense"})"},
+      {R"({"execute":"guest-ping","id":"a\u0000b"})"},
       {R"({"execute":"guest-sync-delimited"})"},
       {R"({"execute":"guest-sync-delimited","arguments":{"id":"x"}})"},
       {R"({"execute":"guest-sync-delimited","arguments":{"id":2},"id":3})"},
