@@ -44,7 +44,7 @@ struct Measured {
 Measured measured_in(const std::string& folder) {
   std::vector<double> window;
   std::vector<double> own;
-  if (fs::is_directory(folder))
+  if (fs::is_directory(folder))  // of each scenario there need not be any
     for (const fs::directory_entry& entry : fs::recursive_directory_iterator(folder)) {
       if (entry.path().filename() != "manifest.json")
         continue;
@@ -116,6 +116,8 @@ std::string record_of(const std::string& folder, const Scenario& scenario) {
 
 int run(GateArguments options) {
   options.gate.budget = parse_time(options.budget);
+  if (!options.measured.empty() && !fs::is_directory(options.measured))
+    fail(ENOTDIR, "--measured: {}: is no folder", options.measured);
   std::vector<Scenario> scenarios;
   for (const std::string& file : options.scenarios) {
     scenarios.push_back(read_scenario(file));

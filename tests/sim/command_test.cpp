@@ -85,6 +85,17 @@ TEST(SimCommands, AFolderInPlaceOfAFileIsNamed) {
   }
 }
 
+TEST(SimCommands, AGateSaysThatNothingWasMeasured) {
+  const TempFolder folder;
+  std::ofstream(folder / "idle.json") << kIdle;
+  for (const std::string& measured : {folder / "gone", folder / "idle.json"})
+    EXPECT_EQ(refusal({"gate", folder / "idle.json", "--runs", "1", "--measured", measured}),
+              fmt::format("nbdelta-sim: --measured: {}: is no folder\n", measured));
+  EXPECT_THAT(run_ok({NBDELTA_SIM, "gate", folder / "idle.json", "--runs", "1", "--measured",
+                      folder.path()}),
+              HasSubstr("idle"));
+}
+
 /// Before anything is run, so that nothing is run in vain.
 TEST(SimCommands, ARecordThatCannotBeWrittenIsToldAtTheStart) {
   const TempFolder folder;
