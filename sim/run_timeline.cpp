@@ -144,13 +144,21 @@ class Timeline {
 
   void latency() {
     constexpr double kLeast = 0.001;  // is drawn
+    constexpr double kParts = 100;    // of the time axis: a pause shorter than one is not seen
+    const std::int64_t step = step_us(session_->latency);
     std::string data;
     double longest = kLeast;
-    for (const RunLatency& each : session_->latency) {
+    for (std::size_t i = 0; i < session_->latency.size(); ++i) {
+      const RunLatency& each = session_->latency[i];
+      const double mean = std::max(milliseconds(each.mean_us), kLeast);
       longest = std::max(longest, milliseconds(each.longest_us));
       data += fmt::format("{:.6g} {:.6g} {:.6g}\n", at(each.start_us),
-                          std::max(milliseconds(each.longest_us), kLeast),
-                          std::max(milliseconds(each.mean_us), kLeast));
+                          std::max(milliseconds(each.longest_us), kLeast), mean);
+      if (i + 1 == session_->latency.size())
+        break;
+      const std::int64_t end = each.start_us + step;
+      if (at(session_->latency[i + 1].start_us) - at(end) > span_ / kParts)  // the line breaks
+        data += fmt::format("{:.6g} NaN {:.6g}\n\n", at(end), mean);
     }
     std::string script = "unset ytics\nset ytics autofreq nomirror scale 1\n" +
                          title(kPanel, "Requests, ms: longest (bars), mean (line)");
@@ -163,6 +171,16 @@ class Timeline {
         "unset logscale y\n",
         data, colour::kAgent, colour::kInk, powers_of_ten(longest));
     panels_.push_back({kPanel, std::move(script)});
+  }
+
+  /// There is no step without a request in the list.
+  static std::int64_t step_us(const std::vector<RunLatency>& list) {
+    std::int64_t step = 0;
+    for (std::size_t i = 1; i < list.size(); ++i)
+      if (const std::int64_t pause = list[i].start_us - list[i - 1].start_us;
+          step == 0 || pause < step)
+        step = pause;
+    return step;
   }
 
   /// From 0.001 to `highest`: as many as there is room for.

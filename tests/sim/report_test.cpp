@@ -116,6 +116,18 @@ TEST(Report, ShowsTheStatesInTheirOrder) {
   EXPECT_THAT(files.at("session-1-window.svg"), HasSubstr(">49.7 ms<"));
 }
 
+TEST(Report, TheMeansLineBreaksWhereNoRequestWasSent) {
+  RunSession session = session_of(50'000);
+  session.latency = {{0, 1, 500, 2000},         {10'000, 1, 600, 2000},   {20'000, 1, 700, 2000},
+                     {40'000, 1, 800, 2000},  // a pause of a step is not seen
+                     {3'000'000, 1, 900, 2000}, {3'010'000, 1, 950, 2000}};
+  EXPECT_THAT(draw_timeline("it", session).script,
+              HasSubstr("$latency << EOD\n"
+                        "0 2 0.5\n0.01 2 0.6\n0.02 2 0.7\n0.04 2 0.8\n0.05 NaN 0.8\n"
+                        "\n"
+                        "3 2 0.9\n3.01 2 0.95\nEOD\n"));
+}
+
 /// Each colour is a plain one, which a rule of the same file makes fit a dark page.
 TEST(Report, HasColoursForThoseWhoKnowNoCss) {
   const std::regex attribute(R"((fill|stroke|color)\s*=\s*["']([^"']*)["'])");
