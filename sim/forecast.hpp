@@ -50,7 +50,8 @@ Spread spread_of(std::vector<double> values);
 
 double milliseconds(client::Clock::Duration time);
 
-/// What to expect. Times are in milliseconds.
+/// What to expect. Times are in milliseconds, those of the window by nbdelta's own clocks, as in a
+/// manifest.
 struct Forecast {
   std::size_t windows = 0;
   Spread window;

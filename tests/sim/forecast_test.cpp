@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include "sim/plot_parts.hpp"
+#include "sim/run_figures.hpp"
 #include "tests/sim/exact_scenario.hpp"
 
 namespace nbdelta::sim {
@@ -29,6 +31,20 @@ TEST(ForecastOf, AnIdleGuestIsTheSumOfItsParts) {
     EXPECT_EQ(result.full_overlay.largest, 0);
     EXPECT_EQ(result.overlays_kept, 0U);
   }
+}
+
+/// nbdelta's clocks, and what QEMU and the agent saw: docs/simulator.md, "The report".
+TEST(ForecastOf, AWindowIsMeasuredFromBothSides) {
+  sim::Run seen;
+  const Forecast own_clocks =
+      forecast(exact(1), {.runs = 1, .incrementals = 1, .threads = 1, .record = &seen});
+  ASSERT_EQ(seen.sessions.size(), 2U);
+  for (const RunSession& session : seen.sessions) {
+    const FreezeWindow window = window_of(session).value();
+    EXPECT_NEAR(milliseconds(window.own_us()), 6 * kMessageMs, 0.001);
+    EXPECT_NEAR(milliseconds(window.length_us()), own_clocks.window.median - 2 * kMessageMs, 0.001);
+  }
+  EXPECT_NEAR(own_clocks.own.median, 2 * kMessageMs, 0.001);
 }
 
 /// What is dirty at the freeze is written then.
