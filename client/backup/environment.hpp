@@ -46,6 +46,9 @@ class Files {
   /// anything that it needs: what is below it, its external data file. QEMU may write to it.
   virtual void check_servable(const std::string& path, image::Format format,
                               const std::vector<std::string>& backing) = 0;
+  /// How many images a qcow2 image is read through: itself, and those below it. Throws Error where
+  /// one of them cannot be opened.
+  virtual std::size_t chain_length(const std::string& path) = 0;
   /// Throws Error where QEMU, or anybody who takes part in its image locking, has the image open.
   virtual void check_unused(const std::string& path) = 0;
   /// Returns when what was written to the file is durable.

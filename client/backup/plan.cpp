@@ -107,6 +107,16 @@ std::string size_change(std::uint64_t before, std::uint64_t now) {
   return fmt::format("its size was {} bytes and is {}", before, now);
 }
 
+/// Says why nothing can be built on a disk's last file, or nothing.
+std::string check_chain(const PreviousFile& previous) {
+  if (!previous.trouble.empty())
+    return previous.trouble;
+  if (previous.chain >= kLongestChain)
+    return fmt::format("its chain has {} restore points: with many more, no tool could open it",
+                       previous.chain);
+  return {};
+}
+
 std::string use_previous(DiskPlan& plan, const Situation& situation, const Options& options) {
   const DiskEntry& previous = *plan.previous;
   const repository::Manifest& latest = *situation.latest;
@@ -115,8 +125,9 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
   if (latest.external != options.external)
     return latest.external ? "the last restore point is external software's"
                            : "the last restore point is not external software's";
-  if (!options.external && !situation.file_exists(previous))
-    return fmt::format("{} of the last restore point is gone", previous.file.value_or("its file"));
+  if (!options.external)
+    if (std::string reason = check_chain(situation.previous_file(previous)); !reason.empty())
+      return reason;
   if (previous.size != plan.disk.size)
     return size_change(previous.size, plan.disk.size);
   if (previous.origin.path != plan.disk.base_path)

@@ -20,6 +20,18 @@ enum class MapSource : std::uint8_t {
   layer,     // what the last session's overlay holds
 };
 
+/// So many images, each by a relative name, are a restore point at most; then comes a full. QEMU
+/// joins such names to one path ("…/0002-incremental/../0001-full/vda.qcow2"), 20 bytes for each
+/// point and two more where numbers have six digits, and a path has 4095 (PATH_MAX): with a disk's
+/// name of 160 bytes more than 1 KiB is left for the repository's own.
+inline constexpr std::size_t kLongestChain = 128;
+
+/// A disk's file of the last restore point, as something to build on.
+struct PreviousFile {
+  std::size_t chain = 1;  // images that it is read through: itself, and those below it
+  std::string trouble;    // why nothing can be built on it; empty: it can
+};
+
 struct DiskPlan {
   GuestDisk disk;
   MapSource map = MapSource::none;
@@ -47,8 +59,8 @@ struct Situation {
   bool session_is_open = false;      // an earlier one, whose overlay is kept
   bool exports_abort_qemu = false;   // its NBD server must not be used
   std::vector<std::string> gaps;     // disks whose bitmap was removed for that
-  /// Whether the last restore point's file of a disk is still there.
-  std::function<bool(const repository::DiskEntry&)> file_exists;
+  /// Of the last restore point's disks; none of external software's.
+  std::function<PreviousFile(const repository::DiskEntry&)> previous_file;
 };
 
 /// Whether the guest has a bitmap of this chain that is newer than the last restore point, though

@@ -41,6 +41,26 @@ std::string outcome_of(const Settled& settled) {
   return guest + "; the next backup has what this one would have had";
 }
 
+/// The file of a disk in the folder of its restore point.
+PreviousFile previous_file(Files& files, const std::string& folder, const DiskEntry& entry) {
+  PreviousFile previous;
+  if (!entry.file) {
+    previous.trouble = "its file of the last restore point is gone";
+    return previous;
+  }
+  try {
+    previous.chain = files.chain_length(folder + "/" + *entry.file);
+  } catch (const Error& error) {
+    previous.trouble =
+        files.exists(folder + "/" + *entry.file)
+            ? fmt::format(
+                  "{} of the last restore point cannot be opened with all that it rests on ({})",
+                  *entry.file, error.what())
+            : fmt::format("{} of the last restore point is gone", *entry.file);
+  }
+  return previous;
+}
+
 std::string version_text(const qapi::Greeting& greeting) {
   return fmt::format("{}.{}.{}", greeting.major, greeting.minor, greeting.micro);
 }
@@ -208,8 +228,8 @@ asio::awaitable<Plan> Session::make_plan_now() {
   if (situation.latest)
     previous_point_ = Repository::folder_name(situation.latest->number, situation.latest->type);
   const std::string folder = points.point_folder(previous_point_);
-  situation.file_exists = [this, folder](const DiskEntry& entry) {
-    return entry.file && environment_->files().exists(folder + "/" + *entry.file);
+  situation.previous_file = [this, folder](const DiskEntry& entry) {
+    return previous_file(environment_->files(), folder, entry);
   };
   co_return make_plan(situation, *options_);
 }

@@ -28,6 +28,7 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::size_t kLongestText = std::size_t{64} << 20;  // a journal or manifest has a few KiB
+constexpr std::size_t kMostLayers = 256;                     // as in image/chain.cpp
 constexpr std::uint64_t kOverlayCluster = 64 * kKiB;
 
 class FileLock final : public Lock {
@@ -99,6 +100,23 @@ class RealFiles final : public Files {
         path, {.format = format, .permitted_folders = backing, .locking = image::Locking::off});
     if (!chain.missing_backing.empty())
       fail(ENOENT, "{}", chain.missing_backing);
+  }
+
+  std::size_t chain_length(const std::string& path) override {
+    std::string image = path;
+    for (std::size_t length = 1;; ++length) {
+      const image::Qcow2Header header = image::read_qcow2_header(image::open_image_file(image, 0));
+      if (header.backing_name.empty())
+        return length;
+      if (length == kMostLayers)
+        fail(EMLINK, "{}: more than {} images lie below it", path, kMostLayers);
+      // Without "..", which would pile up.
+      image = canonical(image::resolve_backing_path(image, header.backing_name));
+      if (header.backing_format != "qcow2") {
+        image::open_image_file(image, 0);
+        return length + 1;
+      }
+    }
   }
 
   void check_unused(const std::string& path) override {

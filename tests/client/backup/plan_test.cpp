@@ -68,7 +68,7 @@ Situation usual() {
   situation.latest->disks = {entry("vda")};
   situation.highest_number = 2;
   situation.new_chain = "ffff0000";
-  situation.file_exists = [](const repository::DiskEntry&) { return true; };
+  situation.previous_file = [](const repository::DiskEntry&) { return PreviousFile(); };
   return situation;
 }
 
@@ -176,9 +176,25 @@ INSTANTIATE_TEST_SUITE_P(
             MapSource::none, "its size was 1073741824 bytes and is 1073742336"},
         DiskRow{"file_gone",
             [](auto& s, auto&) {
-              s.file_exists = [](const repository::DiskEntry& e) { return e.name != "vda"; };
+              s.previous_file = [](const repository::DiskEntry& e) {
+                return PreviousFile{.chain = 1, .trouble = e.name == "vda" ? "it is gone" : ""};
+              };
             },
-            MapSource::none, "vda.qcow2 of the last restore point is gone"},
+            MapSource::none, "it is gone"},
+        DiskRow{"longest_chain",
+            [](auto& s, auto&) {
+              s.previous_file = [](const auto&) {
+                return PreviousFile{.chain = kLongestChain - 1, .trouble = {}};
+              };
+            },
+            MapSource::image, "", kLast},
+        DiskRow{"chain_that_is_long_enough",
+            [](auto& s, auto&) {
+              s.previous_file = [](const auto&) {
+                return PreviousFile{.chain = kLongestChain, .trouble = {}};
+              };
+            },
+            MapSource::none, "its chain has 128 restore points"},
         DiskRow{"full_asked_for", [](auto&, auto& o) { o.full = true; }, MapSource::none, "asked for"},
         DiskRow{"external_after_ours", [](auto&, auto& o) { o.external = true; }, MapSource::none,
             "is not external software's"},
@@ -192,7 +208,9 @@ INSTANTIATE_TEST_SUITE_P(
             [](auto& s, auto& o) {
               s.latest->external = o.external = true;
               s.latest->disks[0].file.reset();
-              s.file_exists = [](const repository::DiskEntry&) { return false; };
+              s.previous_file = [](const auto&) {
+                return PreviousFile{.chain = kLongestChain, .trouble = "it is gone"};
+              };
             },
             MapSource::image, "", kLast},
         DiskRow{"overlay_of_a_session_that_failed",
