@@ -67,6 +67,8 @@ int run_begin_command(const BeginOptions& options) {
   backup::Options session_options = options.guest.interpret();
   session_options.external = true;
   session_options.listen = interpret_listen(options);
+  GuestOptions::check_text("--socket-dir", session_options.listen.socket);
+  GuestOptions::check_text("--listen", session_options.listen.host);
   ConsoleReporter console(options.guest.quiet);
   return run_session(
       options.guest,

@@ -4,8 +4,11 @@
 
 #include <chrono>
 #include <filesystem>
+#include <initializer_list>
 #include <map>
+#include <utility>
 
+#include "client/json_text.hpp"
 #include "client/seconds.hpp"
 #include "client/target/open_target.hpp"
 
@@ -100,6 +103,14 @@ void GuestOptions::add_session_options(CLI::App& command) {
       ->type_name("FOLDER");
 }
 
+void GuestOptions::check_text(std::string_view option, const std::string& text) {
+  if (!is_json_text(text))
+    throw target::UsageError(
+        EILSEQ,
+        fmt::format("{} {}: is not UTF-8, which all must be that is written down of a session",
+                    option, text));
+}
+
 backup::Options GuestOptions::interpret() const {
   static const std::map<std::string, backup::Quiesce> kQuiesce{
       {"auto", backup::Quiesce::automatic},
@@ -141,6 +152,21 @@ backup::Options GuestOptions::interpret() const {
     throw target::UsageError(error.code().value(),
                              "--overlay-dir " + overlay_dir + ": " + error.code().message());
   }
+  for (const auto& [option, text] : std::initializer_list<std::pair<const char*, std::string>>{
+           {"--qmp", options.qmp},
+           {"--agent", agent},
+           {"--vm", vm},
+           {"--to", options.folder},
+           {"--overlay-dir", options.overlay_dir}})
+    check_text(option, text);
+  for (const auto& [option, texts] :
+       std::initializer_list<std::pair<const char*, std::vector<std::string>>>{
+           {"--path", paths},
+           {"--disk", disks},
+           {"--exclude", exclude},
+           {"--mountpoint", mountpoints}})
+    for (const std::string& text : texts)
+      check_text(option, text);
   if (full && require_incremental)
     throw target::UsageError(EINVAL, "--full and --require-incremental exclude each other");
   if (options.quiesce == backup::Quiesce::no && (presync || !mountpoints.empty()))

@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "client/backup/options.hpp"
@@ -29,6 +30,9 @@ struct GuestOptions {
 
   /// Throws target::UsageError.
   backup::Options interpret() const;
+
+  /// Throws target::UsageError for what cannot stand in a journal.
+  static void check_text(std::string_view option, const std::string& text);
 
   std::vector<std::string> disks;
   std::vector<std::string> exclude;

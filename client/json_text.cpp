@@ -48,4 +48,10 @@ std::string pretty(const json::value& value) {
   return out;
 }
 
+bool is_json_text(std::string_view text) {
+  boost::json::error_code status;
+  boost::json::parse(json::serialize(json::value(text)), status);
+  return !status;
+}
+
 }  // namespace nbdelta::client

@@ -3,6 +3,7 @@
 #include <boost/json/parse.hpp>
 #include <boost/json/serialize.hpp>
 #include <string>
+#include <string_view>
 
 #include "base/error.hpp"
 #include "qapi/fields.hpp"
@@ -11,6 +12,9 @@ namespace nbdelta::client {
 
 /// Indented, for files and output that people read too; ends with a line end.
 std::string pretty(const boost::json::value& value);
+
+/// Whether JSON can hold it as it is: whether it is UTF-8.
+bool is_json_text(std::string_view text);
 
 template <class T>
 std::string to_json_text(const T& structure) {

@@ -8,6 +8,8 @@
 #include <string_view>
 #include <utility>
 
+#include "client/json_text.hpp"
+
 namespace nbdelta::client::backup {
 namespace {
 
@@ -94,6 +96,13 @@ std::string take_data_file(GuestDisk& disk, const ImageInfo& image,
   return {};
 }
 
+/// Says why a path of this machine cannot stand in journals and manifests, or nothing.
+std::string check_text(const std::string& qemu, const std::string& local) {
+  if (is_json_text(local))
+    return {};
+  return fmt::format("what QEMU calls {} has a path here that is not UTF-8", qemu);
+}
+
 std::string name_of(const qapi::DeviceInfo& device, const GuestDisk& disk) {
   if (!device.device.empty())
     return device.device;
@@ -170,6 +179,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     for (const ImageInfo& image : images_of(top)) {
       const std::string path = path_of(image);
       const std::string local = to_local(path);
+      if (reason.empty())
+        reason = check_text(path, local);
       if (!disk.base_local.empty()) {
         const NodeInfo* below = find_node(nodes, image);
         if (std::exchange(directly_below, false) && below != nullptr)

@@ -421,6 +421,15 @@ TEST(Inventory, ABaseWhoseNodeIsNotListedIsLeftOut) {
   EXPECT_NE(inventory.left_out[0].reason.find("/vm/b.raw"), std::string::npos);
 }
 
+TEST(Inventory, APathThatJsonCannotHoldIsLeftOut) {
+  const std::string top = node("n", "raw", image("/vm/b.raw", "raw"));
+  const Inventory inventory =
+      inventory_of(list({device("", "vda", top)}), list({top}), {{"/vm/b.raw", "/B\xfcro/b.raw"}});
+  ASSERT_EQ(inventory.left_out.size(), 1U);
+  EXPECT_EQ(inventory.left_out[0].reason,
+            "what QEMU calls /vm/b.raw has a path here that is not UTF-8");
+}
+
 struct NameRow {
   const char* device;
   const char* qdev;

@@ -69,6 +69,39 @@ TEST_F(Refusal, CommandLines) {
   expect_refused(nbdelta_command({"recover"}), 2, "--offline");
 }
 
+/// JSON could not hold it: what is written down of the session could never be read again.
+TEST_F(Refusal, TextThatIsNotUtf8) {
+  const std::string latin1 = "B\xfcro";
+  const std::string folder = machine_.folder() + "/" + latin1;
+  std::filesystem::create_directory(folder);
+  const auto with = [&](const std::string& vm, const std::string& to, const Command& more) {
+    return joined(nbdelta_command({"backup", "--quiesce", "no", "--qmp", machine_.qmp(), "--vm", vm,
+                                   "--to", to}),
+                  more);
+  };
+  const std::string to = points_.repository();
+  const std::string message = "is not UTF-8";
+  expect_refused(with(latin1, to, {}), 2, "--vm " + latin1 + ": " + message);
+  expect_refused(with("vm", folder, {}), 2, message);
+  for (const Command& more : {Command{"--overlay-dir", folder}, Command{"--path", "/x=" + folder},
+                              Command{"--agent", folder}})
+    expect_refused(with("vm", to, more), 2, more.front());
+  expect_refused(points_.command("begin", {"--quiesce", "no", "--socket-dir", folder}), 2, message);
+  EXPECT_FALSE(std::filesystem::exists(to));
+}
+
+TEST_F(Refusal, ImageWhosePathHereIsNotUtf8) {
+  const TempFolder elsewhere;
+  const std::string latin1 = elsewhere / "B\xfcro";
+  std::filesystem::create_directory(latin1);
+  for (const MachineDisk& disk : machine_.disks())
+    run_ok({"cp", machine_.image(disk), latin1});
+  std::filesystem::create_directory_symlink(latin1, elsewhere / "images");
+  expect_refused(
+      points_.command("backup", {"--path", machine_.folder() + "=" + (elsewhere / "images")}), 3,
+      "has a path here that is not UTF-8");
+}
+
 TEST_F(Refusal, BitmapsThatCannotBeUsed) {
   points_.backup();
   const std::string name = "nbdelta-" + chain() + "-0001";
