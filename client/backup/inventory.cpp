@@ -96,6 +96,19 @@ std::string take_data_file(GuestDisk& disk, const ImageInfo& image,
   return {};
 }
 
+/// Says why what lies behind an image cannot be opened, or nothing: QEMU alone understands options
+/// and protocols in the place of a name.
+std::string check_backing_name(const ImageInfo& image) {
+  const std::string name = image.backing_filename.value_or("");
+  const std::size_t colon = name.find(':');
+  if (colon == std::string::npos || name.find('/') < colon || name.starts_with("file:"))
+    return {};
+  return fmt::format(
+      "{} calls its backing file '{}', and only plain file names are opened; 'qemu-img rebase -u "
+      "-b FILE -F FORMAT' gives it one while the guest is shut down",
+      path_of(image), name);
+}
+
 /// Says why a path of this machine cannot stand in journals and manifests, or nothing.
 std::string check_text(const std::string& qemu, const std::string& local) {
   if (is_json_text(local))
@@ -131,6 +144,19 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
   disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
   return {};
+}
+
+/// Says why a device's node cannot be put under an overlay, or nothing: each of two devices would
+/// have a session of its own with it.
+std::string check_alone(const std::vector<qapi::DeviceInfo>& devices,
+                        const qapi::DeviceInfo& device) {
+  const auto& node = device.inserted->node_name;
+  const auto shares = [&](const qapi::DeviceInfo& each) {
+    return each.inserted && node && each.inserted->node_name == node;
+  };
+  const auto count = std::count_if(devices.begin(), devices.end(), shares);
+  return count < 2 ? std::string()
+                   : fmt::format("{} devices of the guest use its node {}", count, *node);
 }
 
 }  // namespace
@@ -173,7 +199,7 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     disk.top = top.node_name.value_or("");
     disk.size = top.image.virtual_size;
     disk.direct = top.cache && top.cache->direct;
-    std::string reason;
+    std::string reason = check_alone(devices, device);
     bool on_top = true;
     bool directly_below = true;  // of the base
     for (const ImageInfo& image : images_of(top)) {
@@ -188,6 +214,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
         disk.behind_base.push_back(path);
         if (reason.empty())
           reason = take_data_file(disk, image, nodes);
+        if (reason.empty())
+          reason = check_backing_name(image);
         continue;
       }
       const NodeInfo* node = std::exchange(on_top, false) ? &top : find_node(nodes, image);
@@ -205,6 +233,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
         reason = take_base(disk, image, node);
       if (reason.empty())
         reason = take_data_file(disk, image, nodes);
+      if (reason.empty())
+        reason = check_backing_name(image);
     }
     if (disk.base_node.empty() && reason.empty())
       reason = "what is below our overlay is not open";

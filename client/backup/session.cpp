@@ -5,6 +5,7 @@
 
 #include <exception>
 #include <set>
+#include <string_view>
 #include <utility>
 
 #include "client/backup/breaks.hpp"
@@ -27,6 +28,15 @@ constexpr const char* kNeeded[] = {"blockdev-add",     "blockdev-del",
                                    "block-export-add", "query-block-exports",
                                    "query-jobs",       "block-set-write-threshold",
                                    "blockdev-reopen"};
+
+/// Whether an image could not be opened since somebody writes to it (image/image_lock.cpp).
+bool is_written(const std::exception_ptr& failure) {
+  try {
+    std::rethrow_exception(failure);
+  } catch (const std::exception& error) {
+    return std::string_view(error.what()).find("open for writing") != std::string_view::npos;
+  }
+}
 
 /// For the message about a session that failed.
 std::string outcome_of(const Settled& settled) {
@@ -244,6 +254,8 @@ asio::awaitable<Forecast> Session::forecast() {
     forecast.notes.push_back(fmt::format(
         "an earlier session ({}) has not ended: it would be put right first", journal_->number));
   forecast.plan = co_await make_plan_now();
+  for (const DiskPlan& disk : forecast.plan.disks)
+    check_image(disk.disk);
   forecast.notes.insert(forecast.notes.end(), warnings_.begin(), warnings_.end());
   co_return forecast;
 }
@@ -332,11 +344,38 @@ asio::awaitable<void> Session::run_to_export() {
     co_await fail_session(failure);
 }
 
+/// What to throw for a base that could not be read since QEMU goes on writing to it below an
+/// overlay: with copy-on-read of a -drive, which it does not show.
+asio::awaitable<std::exception_ptr> Session::explain(std::exception_ptr failure) {
+  if (journal_->phase == phase::kPrepare || !is_written(failure))
+    co_return failure;
+  try {
+    const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
+    const auto nodes = co_await qmp_->call(query_named_block_nodes);
+    for (const Disk& disk : disks_) {
+      const GuestDisk& guest = disk.plan.disk;
+      for (const qapi::NodeInfo& node : nodes)
+        if (node.node_name == guest.base_node && !node.read_only)
+          refuse(ENOTSUP,
+                 "{}: cannot be backed up: QEMU may write to {} also below an overlay, as it does "
+                 "where the guest was started with copy-on-read=on; start it without, or leave the "
+                 "disk out with --exclude {}",
+                 guest.name, guest.base_path, guest.name);
+    }
+  } catch (const Refused&) {
+    failure = std::current_exception();
+  } catch (const Error&) {  // then it stays unexplained
+  }
+  co_return failure;
+}
+
 /// Puts things right, then throws what went wrong together with what came of that.
 asio::awaitable<void> Session::fail_session(std::exception_ptr failure) {
   std::string after = "nothing was touched";
-  if (journal_)
+  if (journal_) {
+    failure = co_await explain(failure);
     after = co_await settle_after_failure();
+  }
   try {
     std::rethrow_exception(failure);
   } catch (const Refused& error) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <exception>
 #include <memory>
 #include <optional>
 #include <string>
@@ -89,6 +90,8 @@ class Session {
   asio::awaitable<Plan> make_plan_now();
 
   asio::awaitable<void> open_session();
+  void check_ports() const;
+  void check_image(const GuestDisk& disk) const;
   asio::awaitable<void> prepare();
   asio::awaitable<void> check_sizes();
   asio::awaitable<void> add_overlay(Disk& disk, JournalDisk& entry);
@@ -111,6 +114,7 @@ class Session {
   void take_note(const qapi::Event& event);
   void warn_of_threshold(const qapi::Event& event);
   asio::awaitable<void> run_to_export();
+  asio::awaitable<std::exception_ptr> explain(std::exception_ptr failure);
   asio::awaitable<void> fail_session(std::exception_ptr failure);
   asio::awaitable<Settled> settle();
   asio::awaitable<std::string> settle_after_failure();

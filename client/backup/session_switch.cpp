@@ -59,6 +59,19 @@ JournalDisk Session::journal_disk(const Disk& disk) const {
   return entry;
 }
 
+/// Throws Refused where the image, or what is behind it, cannot be read here.
+void Session::check_image(const GuestDisk& disk) const {
+  try {
+    environment_->files().check_servable(disk.base_local, disk.base_format, folders_behind(disk));
+  } catch (const Error& error) {
+    const int number = error.error_number();
+    const bool is_elsewhere = number == ENOENT || number == ENOTDIR || number == EACCES;
+    refuse(number, "{}: QEMU has it at {}, which cannot be read here: {}{}", disk.name,
+           disk.base_path, error.what(),
+           is_elsewhere ? "; --path QEMU=LOCAL says where it is on this machine" : "");
+  }
+}
+
 asio::awaitable<void> Session::prepare() {
   Files& files = environment_->files();
   Journal journal;
@@ -73,16 +86,7 @@ asio::awaitable<void> Session::prepare() {
       options_->tracking == Tracking::overlay ? repository::kByOverlay : repository::kByBitmap;
   journal.point = Repository::folder_name(plan_.id.number, manifest_.type);
   for (const Disk& disk : disks_) {
-    const GuestDisk& guest = disk.plan.disk;
-    try {
-      files.check_servable(guest.base_local, guest.base_format, folders_behind(guest));
-    } catch (const Error& error) {
-      refuse(
-          error.error_number(),
-          "{}: QEMU has it at {}, which cannot be read here: {}; --path QEMU=LOCAL says where it "
-          "is on this machine",
-          guest.name, guest.base_path, error.what());
-    }
+    check_image(disk.plan.disk);
     journal.disks.push_back(journal_disk(disk));
   }
   journal_ = std::move(journal);

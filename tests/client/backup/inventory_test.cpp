@@ -421,6 +421,40 @@ TEST(Inventory, ABaseWhoseNodeIsNotListedIsLeftOut) {
   EXPECT_NE(inventory.left_out[0].reason.find("/vm/b.raw"), std::string::npos);
 }
 
+TEST(Inventory, DevicesThatShareANodeAreLeftOut) {
+  const std::string shared = node("n", "raw", image("/vm/b.raw", "raw"));
+  const std::string other = node("m", "raw", image("/vm/c.raw", "raw"));
+  const Inventory inventory = inventory_of(
+      list({device("", "vda", shared), device("", "vdb", shared), device("", "vdc", other)}),
+      list({shared, other}));
+  ASSERT_EQ(inventory.disks.size(), 1U);
+  EXPECT_EQ(inventory.disks[0].name, "vdc");
+  ASSERT_EQ(inventory.left_out.size(), 2U);
+  for (const LeftOut& left_out : inventory.left_out) {
+    EXPECT_EQ(left_out.reason, "2 devices of the guest use its node n");
+    EXPECT_FALSE(left_out.by_nature);
+  }
+}
+
+TEST(Inventory, ABackingFileWithoutAPlainNameIsLeftOut) {
+  const std::string below = image("/vm/b.raw", "raw");
+  const std::map<std::string, bool> rows{{"json:{\"driver\":\"raw\"}", true},
+                                         {"nbd://host/x", true},
+                                         {"json:x", true},
+                                         {"/vm/b:1.raw", false},
+                                         {"b.raw", false},
+                                         {"file:b:1.raw", false}};
+  for (const auto& [name, expected] : rows) {
+    const std::string top = node("n", "qcow2", image("/vm/a.qcow2", "qcow2", below, name));
+    const Inventory inventory = inventory_of(list({device("", "vda", top)}), list({top}));
+    EXPECT_EQ(inventory.disks.empty(), expected) << name;
+    if (!expected)
+      continue;
+    EXPECT_NE(inventory.left_out.at(0).reason.find("only plain file names are opened"),
+              std::string::npos);
+  }
+}
+
 TEST(Inventory, APathThatJsonCannotHoldIsLeftOut) {
   const std::string top = node("n", "raw", image("/vm/b.raw", "raw"));
   const Inventory inventory =
@@ -464,8 +498,10 @@ TEST(Inventory, NoTwoDisksHaveOneName) {
     nodes.push_back(node(std::string("#") + path[1], "raw", image(path, "raw")));
     devices.push_back(device("", "", nodes.back()));
   }
-  devices.push_back(device("a b", "", nodes[0]));
-  devices.push_back(device("a_b", "", nodes[1]));
+  for (const char* name : {"a b", "a_b"}) {
+    nodes.push_back(node(std::string("#") + name, "raw", image("/vm/x.img", "raw")));
+    devices.push_back(device(name, "", nodes.back()));
+  }
   const Inventory inventory = inventory_of(list(devices), list(nodes));
   std::vector<std::string> names;
   for (const GuestDisk& disk : inventory.disks)

@@ -102,6 +102,60 @@ TEST_F(Refusal, ImageWhosePathHereIsNotUtf8) {
       "has a path here that is not UTF-8");
 }
 
+/// QEMU does not show it; what is below the overlay is written to all the same.
+TEST(CopyOnRead, IsRefused) {
+  const TempFolder folder;
+  create_image(folder / "below.qcow2", "qcow2", 8 << 20);
+  create_overlay(folder / "x.qcow2", folder / "below.qcow2", "qcow2");
+  Machine machine(
+      {{.name = "vda"}},
+      {"-drive", "if=none,id=vdb,format=qcow2,copy-on-read=on,file=" + (folder / "x.qcow2"),
+       "-device", "virtio-blk-pci,drive=vdb,id=vdb"});
+  Points points(machine);
+  for (const Command& more : {Command{}, Command{"--direct"}}) {
+    const Outcome outcome = run(points.command("backup", joined(Command{"--quiesce", "no"}, more)));
+    EXPECT_EQ(outcome.status, 3);
+    EXPECT_THAT(outcome.err, HasSubstr("vdb: cannot be backed up: QEMU may write to"));
+    EXPECT_THAT(outcome.err, HasSubstr("leave the disk out with --exclude vdb"));
+    EXPECT_THAT(machine.leftovers(), IsEmpty());
+  }
+  points.backup({"--exclude", "vdb"});
+}
+
+TEST(TwoDevices, OnOneNodeAreRefused) {
+  const TempFolder folder;
+  create_image(folder / "x.qcow2", "qcow2", 8 << 20);
+  Machine machine(
+      {{.name = "vda"}},
+      {"-blockdev", "qcow2,node-name=n,file.driver=file,file.filename=" + folder / "x.qcow2",
+       "-device", "virtio-blk-pci,drive=n,id=vdb,share-rw=on", "-device",
+       "virtio-blk-pci,drive=n,id=vdc,share-rw=on"});
+  Points points(machine);
+  for (const Command& more : {Command{"--dry-run"}, Command{}}) {
+    const Outcome outcome = run(points.command("backup", joined(Command{"--quiesce", "no"}, more)));
+    EXPECT_EQ(outcome.status, 3);
+    EXPECT_THAT(outcome.err, HasSubstr("vdb: cannot be backed up: 2 devices of the guest use"));
+  }
+  points.backup({"--exclude", "vdb", "--exclude", "vdc"});
+}
+
+TEST(BackingFile, ThatIsNoPlainNameIsRefused) {
+  const TempFolder folder;
+  create_image(folder / "below.qcow2", "qcow2", 8 << 20);
+  create_overlay(folder / "x.qcow2", folder / "below.qcow2", "qcow2");
+  qemu_img({"rebase", "-u", "-b",
+            R"(json:{"driver":"qcow2","file":{"driver":"file","filename":")" +
+                (folder / "below.qcow2") + R"("}})",
+            "-F", "qcow2", folder / "x.qcow2"});
+  Machine machine({{.name = "vda"}}, {"-drive", "if=none,id=vdb,file=" + (folder / "x.qcow2"),
+                                      "-device", "virtio-blk-pci,drive=vdb,id=vdb"});
+  Points points(machine);
+  const Outcome outcome = run(points.command("backup", {"--dry-run"}));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("only plain file names are opened"));
+  EXPECT_THAT(outcome.err, Not(HasSubstr("--path")));
+}
+
 TEST_F(Refusal, BitmapsThatCannotBeUsed) {
   points_.backup();
   const std::string name = "nbdelta-" + chain() + "-0001";
