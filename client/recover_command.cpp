@@ -46,6 +46,7 @@ void close_session(backup::Files& files, const std::string& folder, backup::Jour
     }
   }
   files.remove(backup::map_socket(journal));
+  backup::remove_export_sockets(files, journal);
   if (journal.tracking == repository::kByBitmap && journal.phase != backup::phase::kPrepare) {
     if (journal.phase == backup::phase::kOffline)
       return;

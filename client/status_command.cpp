@@ -7,6 +7,7 @@
 #include <string_view>
 
 #include "base/units.hpp"
+#include "client/backup/real/plugin.hpp"
 #include "client/backup/session.hpp"
 #include "client/guest_options.hpp"
 #include "client/json_text.hpp"
@@ -77,6 +78,20 @@ json::value session_status(backup::Files& files, const backup::Options& options)
   return journal ? qapi::to_json(*journal) : json::value(nullptr);
 }
 
+/// Of a session of external software, while its exports should be there.
+json::array exports_status(backup::Files& files, const backup::Options& options) {
+  json::array exports;
+  if (options.folder.empty())
+    return exports;
+  const auto journal = backup::read_journal(files, options.folder);
+  if (!journal || !journal->external || journal->phase != backup::phase::kExport)
+    return exports;
+  for (const backup::JournalDisk& disk : journal->disks)
+    exports.push_back(
+        json::object{{"disk", disk.name}, {"serving", backup::plugin_serves(disk.overlay_node)}});
+  return exports;
+}
+
 json::value latest_status(backup::Files& files, const backup::Options& options) {
   if (options.folder.empty())
     return nullptr;
@@ -140,6 +155,12 @@ std::string for_people(const json::object& status) {
                           bitmap.at("recording").as_bool() ? "" : ", disabled",
                           bitmap.as_object().contains("inconsistent") ? ", inconsistent" : "");
   }
+  for (const json::value& each : status.at("exports").as_array())
+    if (!each.at("serving").as_bool())
+      text += fmt::format(
+          "export of {}: no nbdkit serves it on this machine (any more); 'nbdelta end --failure', "
+          "then begin again\n",
+          text_of(each.at("disk")));
   for (const json::value& job : status.at("jobs").as_array())
     text += fmt::format("job {}: {}\n", text_of(job.at("id")), text_of(job.at("status")));
   return text;
@@ -156,6 +177,7 @@ int run_status_command(const GuestOptions& options) {
         co_await qmp.open();
         json::object status = co_await guest_status(qmp, environment, session_options);
         status["session"] = session_status(environment.files(), session_options);
+        status["exports"] = exports_status(environment.files(), session_options);
         status["latest"] = latest_status(environment.files(), session_options);
         print_stdout(options.json ? pretty(status) : for_people(status));
       },

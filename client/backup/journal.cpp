@@ -4,6 +4,12 @@
 
 namespace nbdelta::client::backup {
 
+void remove_export_sockets(Files& files, const Journal& journal) {
+  for (const JournalDisk& disk : journal.disks)
+    if (disk.socket)
+      files.remove(*disk.socket);
+}
+
 std::string journal_path(const std::string& folder) {
   return folder + "/nbdelta-session.json";
 }

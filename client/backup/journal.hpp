@@ -34,7 +34,8 @@ struct JournalDisk {
   std::string overlay_node;
   std::string overlay_path;
   std::string overlay_local;
-  bool persistent = false;  // the new bitmap
+  bool persistent = false;            // the new bitmap
+  std::optional<std::string> socket;  // local; of an external session's export
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("name", name);
@@ -47,6 +48,7 @@ struct JournalDisk {
     visit("overlay-path", overlay_path);
     visit("overlay-local", overlay_local);
     visit("persistent", persistent);
+    visit("socket", socket);
   }
 };
 
@@ -95,6 +97,9 @@ struct Journal {
 inline std::string map_socket(const Journal& journal) {
   return folder_of(journal.qmp) + "/" + bitmap_name(journal.id()) + ".sock";
 }
+
+/// Of a session whose servers have ended: one that was killed has left its own.
+void remove_export_sockets(Files& files, const Journal& journal);
 
 /// REPO/VM/nbdelta-session.json; `folder` is REPO/VM.
 std::string journal_path(const std::string& folder);

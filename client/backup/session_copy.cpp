@@ -195,7 +195,7 @@ asio::awaitable<void> Session::start_server(Disk& disk) {
   request.lifetime = options_->external ? Lifetime::ended : Lifetime::session;
   request.listen = options_->listen;
   if (!request.listen.socket.empty())
-    request.listen.socket += fmt::format("/{}-{}.sock", bitmap_name(plan_.id), guest.name);
+    request.listen.socket = *journal_->disks[disk.index].socket;
   else if (request.listen.port != 0)
     request.listen.port = static_cast<std::uint16_t>(request.listen.port + disk.index);
   std::string id;

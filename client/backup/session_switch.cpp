@@ -56,7 +56,19 @@ JournalDisk Session::journal_disk(const Disk& disk) const {
     refuse(EEXIST, "{}: its overlay would be {}, and that exists; if it is in no use, remove it",
            guest.name, entry.overlay_local);
   entry.persistent = guest.can_keep_bitmaps;
+  if (!options_->listen.socket.empty())
+    entry.socket =
+        fmt::format("{}/{}-{}.sock", options_->listen.socket, bitmap_name(plan_.id), guest.name);
   return entry;
+}
+
+/// Each disk takes the next port.
+void Session::check_ports() const {
+  constexpr std::size_t kPorts = 65536;
+  const std::size_t first = options_->listen.port;
+  if (first != 0 && first + disks_.size() > kPorts)
+    refuse(EINVAL, "--listen {}:{}: {} disks need as many ports, and from there on there are {}",
+           options_->listen.host, first, disks_.size(), kPorts - first);
 }
 
 /// Throws Refused where the image, or what is behind it, cannot be read here.
@@ -74,6 +86,7 @@ void Session::check_image(const GuestDisk& disk) const {
 
 asio::awaitable<void> Session::prepare() {
   Files& files = environment_->files();
+  check_ports();
   Journal journal;
   journal.vm = options_->vm;
   journal.chain = plan_.id.chain;

@@ -138,6 +138,8 @@ void Settler::end_servers(const Inventory& inventory, const std::optional<Journa
   }
   const auto is_ours = [this](const SessionId& id) { return ours(id); };
   const unsigned ended = environment_->end_servers(images, is_ours);
+  if (journal)
+    remove_export_sockets(environment_->files(), *journal);
   if (repository_ != nullptr)
     environment_->remove_temporary(is_ours);
   if (ended != 0)

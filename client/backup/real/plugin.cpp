@@ -242,6 +242,17 @@ asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeR
   co_return server;
 }
 
+bool plugin_serves(std::string_view name) {
+  const std::string pid_file = fmt::format("{}.pid", name);
+  std::error_code error;
+  for (fs::directory_iterator it("/proc", error), end; !error && it != end; it.increment(error)) {
+    const std::int64_t process_id = std::atoll(it->path().filename().c_str());
+    if (process_id > 0 && base_name(value_of(arguments_of(process_id), "--pidfile")) == pid_file)
+      return true;
+  }
+  return false;
+}
+
 unsigned end_plugins(const std::set<std::string>& images,
                      const std::function<bool(const SessionId&)>& is_ours) {
   unsigned ended = 0;

@@ -5,6 +5,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <string_view>
 
 #include "client/backup/environment.hpp"
 
@@ -14,6 +15,9 @@ namespace nbdelta::client::backup {
 /// Environment::serve().
 asio::awaitable<std::unique_ptr<Server>> start_plugin(std::string plugin, ServeRequest request,
                                                       Clock& clock);
+
+/// Whether a plugin that was started by this name (ServeRequest) serves on this machine.
+bool plugin_serves(std::string_view name);
 
 /// See Environment::end_servers().
 unsigned end_plugins(const std::set<std::string>& images,

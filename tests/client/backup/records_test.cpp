@@ -82,6 +82,7 @@ Journal full_journal() {
   disk.overlay_path = "/vm/o.qcow2";
   disk.overlay_local = "/mnt/o.qcow2";
   disk.persistent = true;
+  disk.socket = "/run/nbdelta-0123abcd-0003-vda.sock";
   journal.disks = {disk};
   journal.nbd_server = true;
   journal.manifest = full_manifest();
@@ -121,6 +122,7 @@ TEST(Records, ComeBackMemberByMember) {
   EXPECT_EQ(journal.since, 1'700'000'000);
   ASSERT_EQ(journal.disks.size(), 1U);
   EXPECT_TRUE(journal.disks[0].persistent);
+  EXPECT_EQ(journal.disks[0].socket, "/run/nbdelta-0123abcd-0003-vda.sock");
   EXPECT_EQ(journal.disks[0].index, 4U);
   ASSERT_TRUE(journal.manifest);
   EXPECT_EQ(journal.manifest->chain, "0123abcd");

@@ -184,6 +184,22 @@ TEST_F(External, AJournalThatCannotBeWrittenKeepsNobodyFromTheBase) {
   EXPECT_FALSE(fs::exists(points_.vm_folder() + "/nbdelta-session.json"));
 }
 
+TEST_F(External, AServerThatWasKilledIsShownAndLeavesNothing) {
+  const TempFolder sockets;
+  for (const std::string how : {"--success", "--failure", "recover"}) {
+    begin({"--socket-dir", sockets.path()});
+    EXPECT_TRUE(json::parse(run_ok(points_.command("status", {"--json"})))
+                    .at_pointer("/exports/0/serving")
+                    .as_bool());
+    kill_servers_of(machine_.folder());
+    EXPECT_FALSE(fs::is_empty(sockets.path()));
+    EXPECT_THAT(run_ok(points_.command("status")), HasSubstr("export of vda: no nbdkit serves it"));
+    run_ok(how == "recover" ? points_.command(how) : points_.command("end", {how}));
+    EXPECT_TRUE(fs::is_empty(sockets.path())) << how;
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  }
+}
+
 TEST_F(External, OneSessionAtATime) {
   begin();
   const Outcome second = run(points_.command("begin"));
@@ -242,6 +258,19 @@ TEST_F(External, OverTcp) {
     EXPECT_EQ(difference(copy("copy.raw"), "raw", machine_.model(disk()), "raw"), "");
     end("--failure");
   }
+}
+
+TEST(ExternalOfTwoDisks, HasAPortForEach) {
+  Machine machine({{.name = "vda"}, {.name = "vdb"}});
+  const Points points(machine);
+  const Outcome outcome =
+      run(points.command("begin", {"--quiesce", "no", "--listen", "127.0.0.1:65535"}));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("--listen 127.0.0.1:65535: 2 disks need as many ports"));
+  EXPECT_THAT(outcome.err, HasSubstr("nothing was touched"));
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  run_ok(points.command("begin", {"--quiesce", "no", "--listen", "127.0.0.1:65534"}));
+  run_ok(points.command("end", {"--failure"}));
 }
 
 /// nbdkit 1.32 takes no connection any more where who started it ends before its first process has.
