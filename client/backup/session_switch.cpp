@@ -35,11 +35,9 @@ asio::awaitable<void> carry_out(qmp::Client& qmp, qapi::Transaction transaction)
 
 JournalDisk Session::journal_disk(const Disk& disk) const {
   const GuestDisk& guest = disk.plan.disk;
-  const std::string base_local =
-      guest.overlays.empty() ? guest.base_local : guest.overlays.front().local;
   const std::string folder =
-      options_->overlay_dir.empty() ? folder_of(base_local) : options_->overlay_dir;
-  if (options_->overlay_dir.empty() && environment_->files().modified(base_local) == 0)
+      options_->overlay_dir.empty() ? folder_of(guest.base_local) : options_->overlay_dir;
+  if (options_->overlay_dir.empty() && environment_->files().modified(guest.base_local) == 0)
     refuse(EINVAL, "{}: is a block device ({}): say with --overlay-dir where its overlay may grow",
            guest.name, guest.base_path);
   JournalDisk entry;

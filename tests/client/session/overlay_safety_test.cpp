@@ -1,10 +1,12 @@
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
+#include "tests/client/session/small_file_system.hpp"
 #include "tests/client/session/watched.hpp"
 
 /// An overlay that holds the guest's writes is found wherever it is, is what the guest starts on
@@ -54,6 +56,33 @@ TEST_F(StackElsewhere, OfTrackingByOverlayIsFoundFromItsBase) {
   machine_.write(disk_, "write -P 77 1M 64k");
   machine_.quit();
   expect_found_and_committed();
+}
+
+/// "Beside each image": what the guest runs on does not say where the next overlay goes.
+TEST_F(StackElsewhere, GoesOnBesideItsImageWithoutTheFolder) {
+  points_.backup(joined(in_folder_, {"--tracking", "overlay"}));
+  machine_.write(disk_, "write -P 76 1M 64k");
+  run_ok(points_.command("begin", {"--quiesce", "no", "--tracking", "overlay"}));
+  machine_.write(disk_, "write -P 77 2M 64k");
+  EXPECT_THAT(machine_.leftovers(), ::testing::Contains(::testing::EndsWith("-0002-vda.qcow2")));
+  machine_.kill();
+  expect_found_and_committed();
+}
+
+/// The documented way out of tracking by overlay.
+TEST(OverlaysThatAreFull, AreLeftForTheImagesOwnFolder) {
+  if (::geteuid() != 0)
+    GTEST_SKIP() << "mounting a small file system needs root";
+  const SmallFileSystem small("1500K");
+  Machine machine({{.name = "vda"}});
+  Points points(machine);
+  machine.write(machine.disks()[0], "write -P 1 0 1M");
+  points.backup({"--tracking", "overlay", "--overlay-dir", small.path()});
+  machine.write(machine.disks()[0], "write -P 2 1M 512k");
+  run({"sh", "-c", "cat /dev/zero > " + small.path() + "/fill"});
+  EXPECT_EQ(type_of(points.backup({"--tracking", "bitmap"})), "incremental");
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  points.check();
 }
 
 /// A guest that was copied with its repository: both copies know the same sessions.
