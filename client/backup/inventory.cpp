@@ -140,6 +140,7 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
   disk.base_node = *node->node_name;
   disk.detect_zeroes = node->detect_zeroes.value_or("off");
   disk.base_path = image.filename;
+  disk.base_size = image.virtual_size;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
   disk.bitmaps = node->bitmaps.value_or(std::vector<qapi::BitmapInfo>());
@@ -174,6 +175,16 @@ std::string path_of(const ImageInfo& image) {
       file = member->if_object();
   const json::value* name = file == nullptr ? nullptr : file->if_contains("filename");
   return name != nullptr && name->is_string() ? std::string(name->get_string()) : image.filename;
+}
+
+std::string size_trouble(const GuestDisk& disk) {
+  if (disk.overlays.empty() || disk.size <= disk.base_size)
+    return {};
+  return fmt::format(
+      " (the disk was made larger while it ran on its overlay: it has {} bytes, and {} below it "
+      "has "
+      "{}; a block device must be made as large first)",
+      disk.size, disk.base_path, disk.base_size);
 }
 
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,

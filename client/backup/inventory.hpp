@@ -34,6 +34,7 @@ struct GuestDisk {
   std::string top;         // node name of what the guest writes to
   std::uint64_t size = 0;  // bytes
   std::vector<StackedOverlay> overlays;
+  std::uint64_t base_size = 0;  // bytes; less where the disk was made larger on an overlay
   std::string base_node;
   std::string base_file_node;  // its protocol node
   std::string detect_zeroes = "off";
@@ -66,6 +67,10 @@ struct Inventory {
 /// The file of an image, as QEMU knows it. QEMU calls a qcow2 image by all its options ("json:{…}")
 /// where its header names another backing file than it has, as it is for a moment after a commit.
 std::string path_of(const qapi::ImageInfo& image);
+
+/// What may have kept an overlay from being committed, to be said after that: its disk was made
+/// larger than the base, and QEMU makes no block device larger. Empty where it is not so.
+std::string size_trouble(const GuestDisk& disk);
 
 /// Pure. `to_local` maps a path of QEMU's to one of this machine without symbolic links.
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,

@@ -138,12 +138,24 @@ std::string use_previous(DiskPlan& plan, const Situation& situation, const Optio
 }
 
 void check_stack(const GuestDisk& disk, const std::string& chain) {
-  for (const StackedOverlay& overlay : disk.overlays)
-    if (overlay.session.chain != chain)
+  // As where what is put right is not known by its repository.
+  const bool by_bitmap =
+      std::any_of(disk.bitmaps.begin(), disk.bitmaps.end(),
+                  [](const qapi::BitmapInfo& bitmap) { return session_of(bitmap.name); });
+  for (const StackedOverlay& overlay : disk.overlays) {
+    if (overlay.session.chain == chain)
+      continue;
+    if (by_bitmap)
       refuse(EBUSY,
              "{}: an overlay of another backup is in place ({}): end that session, or put it right "
              "with 'nbdelta recover'",
              disk.name, overlay.path);
+    refuse(EBUSY,
+           "{}: an overlay of another backup is in place ({}), to stay there perhaps (--tracking "
+           "overlay): then a backup to that repository with --tracking bitmap takes it off; else "
+           "end that session, or put it right with 'nbdelta recover' and its --vm and --to",
+           disk.name, overlay.path);
+  }
 }
 
 /// Above every number that was used before.

@@ -61,7 +61,16 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     commit.base_local = overlays.back().local;
     commit.base_format = image::Format::qcow2;
   }
-  co_await commit_below(*qmp_, environment_->files(), commit);
+  try {
+    co_await commit_below(*qmp_, environment_->files(), commit);
+  } catch (const qmp::ChannelLost&) {
+    throw;
+  } catch (const Error& error) {
+    const std::string trouble = size_trouble(guest);
+    if (trouble.empty())
+      throw;
+    fail(error.error_number(), "{}: {}{}", guest.name, error.what(), trouble);
+  }
   const std::size_t stay = into_base ? 0 : 1;
   while (overlays.size() > stay) {
     const StackedOverlay& merged = overlays.front();

@@ -226,7 +226,7 @@ asio::awaitable<void> Session::window() {
     warnings_.push_back(fmt::format("the file systems were not frozen: {}", quiescence_.failure()));
     reporter_->say(warnings_.back());
     if (options_->quiesce == Quiesce::require)
-      fail(EIO, "a freeze was required");
+      refuse(EIO, "a freeze was required");
   }
 }
 

@@ -93,7 +93,8 @@ asio::awaitable<Settled> Settler::settle(std::optional<Journal>& journal) {
   for (const GuestDisk& disk : inventory.disks) {
     const auto problem = co_await try_step([&] { return settle_disk(disk, journal); });
     if (problem)
-      settled_.problems.push_back(fmt::format("{}: {}{}", disk.name, *problem, advice(*problem)));
+      settled_.problems.push_back(
+          fmt::format("{}: {}{}{}", disk.name, *problem, size_trouble(disk), advice(*problem)));
   }
   co_await write_current_files(journal);
   co_await remove_loose(journal);
@@ -346,7 +347,17 @@ asio::awaitable<void> Settler::write_current_files(const std::optional<Journal>&
     if (disk.overlays.empty() || tracking_of(disk, journal) != repository::kByOverlay)
       continue;
     const StackedOverlay& top = disk.overlays.front();
-    write_current(files, top.local, top.path, base_name(disk.base_path));
+    try {
+      write_current(files, top.local, top.path, base_name(disk.base_path));
+    } catch (const Error& error) {
+      if (error.error_number() == EEXIST || files.exists(top.local))
+        throw;
+      refuse(
+          ENOENT,
+          "{}: QEMU has its overlay at {}, and there is no {} here; --path QEMU=LOCAL says where "
+          "it is on this machine",
+          disk.name, top.path, top.local);
+    }
   }
 }
 

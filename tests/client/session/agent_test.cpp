@@ -84,6 +84,16 @@ TEST_F(AgentTest, FreezeThatIsNotAnsweredIsThawedAtTheDeadline) {
   EXPECT_GE(agent_->count("guest-fsfreeze-thaw"), 1);
 }
 
+TEST_F(AgentTest, FreezeOfNothing) {
+  start_agent({.freezes_nothing = true});
+  expect_crash_consistent(run(command({})), "the agent has frozen no file system");
+  const Outcome required = run(command({"--quiesce", "require"}));
+  EXPECT_EQ(required.status, 3) << required.err;
+  EXPECT_THAT(required.err, HasSubstr("a freeze was required; the guest runs as before"));
+  EXPECT_FALSE(agent_->frozen());
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
 TEST_F(AgentTest, FreezeSlowerThanTheDeadline) {
   start_agent({.freeze_takes = 3s});
   expect_crash_consistent(run(command({"--freeze-deadline", "1"})), "was not answered in time");

@@ -133,11 +133,11 @@ bool FakeAgent::answer(int client, const std::string& line) {
     if (faults_.freeze_fails_after)
       send_all(client, error("failed to freeze /mnt: Input/output error"));
     else if (!faults_.freeze_never_answers)
-      send_all(client, returned(2));
+      send_all(client, returned(faults_.freezes_nothing ? 0 : 2));
   } else if (name == "guest-fsfreeze-thaw") {
     if (frozen_.exchange(false))
       frozen_for_ = std::chrono::steady_clock::now() - frozen_since_;
-    send_all(client, returned(2));
+    send_all(client, returned(faults_.freezes_nothing ? 0 : 2));
   } else if (name == "guest-exec") {
     send_all(client, returned({{"pid", 5}}));
   } else if (name == "guest-exec-status") {

@@ -20,6 +20,7 @@ struct AgentFaults {
   bool silent = false;          // takes connections and never answers
   bool garbage = false;         // answers everything with noise
   bool frozen_already = false;
+  bool freezes_nothing = false;  // there is no file system that it could freeze
   std::chrono::milliseconds answers_late{0};
 };
 

@@ -204,6 +204,59 @@ TEST_F(Refusal, ImageThatIsNotWherePathSays) {
                  "--path QEMU=LOCAL says where it is on this machine");
 }
 
+TEST_F(Refusal, OverlayThatIsNotWherePathSays) {
+  points_.backup({"--tracking", "overlay"});
+  const Outcome outcome = run(points_.command(
+      "backup", {"--tracking", "overlay", "--path", machine_.folder() + "=/nowhere"}));
+  EXPECT_EQ(outcome.status, 3);
+  EXPECT_THAT(outcome.err, HasSubstr("vda: QEMU has its overlay at " + machine_.folder()));
+  EXPECT_THAT(outcome.err, HasSubstr("--path QEMU=LOCAL says where it is on this machine"));
+  points_.backup();
+}
+
+TEST(BlockDevice, SmallerThanItsOverlayIsNamed) {
+  const TempFolder folder;
+  create_image(folder / "disk", "raw", 8 << 20);
+  std::string device = run_ok({"losetup", "--find", "--show", folder / "disk"});
+  device.pop_back();
+  {
+    Machine machine({{.name = "vda"}},
+                    {"-blockdev", "raw,node-name=n,file.driver=host_device,file.filename=" + device,
+                     "-device", "virtio-blk-pci,drive=n,id=vdb"});
+    Points points(machine);
+    const Command words =
+        points.command("backup", {"--quiesce", "no", "--disk", "vdb", "--tracking", "overlay",
+                                  "--overlay-dir", machine.folder()});
+    run_ok(words);
+    const auto devices = machine.command("query-block");
+    const auto& node = devices.at(1).at("inserted").at("node-name");
+    machine.command("block_resize", {{"node-name", node}, {"size", 9 << 20}});
+    machine.command("human-monitor-command",
+                    {{"command-line",
+                      "qemu-io -d /machine/peripheral/vdb/virtio-backend \"write -P 1 8M 64k\""}});
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.status, 1);
+    EXPECT_THAT(outcome.err, HasSubstr("it has 9437184 bytes, and " + device +
+                                       " below it has 8388608; a block device must be made as"));
+    std::filesystem::resize_file(folder / "disk", 9 << 20);
+    run_ok({"losetup", "--set-capacity", device});
+    run_ok(words);
+    machine.quit();
+  }
+  run_ok({"losetup", "--detach", device});
+}
+
+TEST_F(Refusal, GuestThatAnotherRepositoryTracksByOverlay) {
+  points_.backup({"--tracking", "overlay"});
+  Points other(machine_, "other");
+  const Outcome refused = run(other.command("backup", {"--quiesce", "no"}));
+  EXPECT_EQ(refused.status, 3);
+  EXPECT_THAT(refused.err, HasSubstr("a backup to that repository with --tracking bitmap takes"));
+  points_.backup({"--tracking", "bitmap"});
+  other.backup();
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
 TEST_F(Refusal, PathsAreMapped) {
   const TempFolder elsewhere;
   std::filesystem::create_directory_symlink(machine_.folder(), elsewhere / "images");
