@@ -129,8 +129,8 @@ constexpr const char* kFooter = R"(Example:
   nbdelta backup --qmp /run/vm1.qmp --agent /run/vm1.qga --vm vm1 --to /backup
 
 Exit status: 0 done; 1 failed (the guest runs as before unless the message says otherwise); 2 the
-command line makes no sense; 3 refused, nothing was touched; 130, 143 interrupted by SIGINT,
-SIGTERM. Manual: nbdelta(1), docs/operations.md.)";
+command line makes no sense; 3 refused, nothing was touched; 129, 130, 143 interrupted by
+SIGHUP, SIGINT, SIGTERM. Manual: nbdelta(1), docs/operations.md.)";
 
 }  // namespace
 

@@ -27,6 +27,8 @@ FileDescriptor block_signals(sigset_t& before) {
   sigemptyset(&signals);
   sigaddset(&signals, SIGINT);
   sigaddset(&signals, SIGTERM);
+  if (!hangup_is_ignored())
+    sigaddset(&signals, SIGHUP);
   ::pthread_sigmask(SIG_BLOCK, &signals, &before);
   FileDescriptor fd(::signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK));
   if (!fd)
@@ -103,6 +105,12 @@ void wind_down(Watched& watched, const Interruptible& work, int signal) {
 }
 
 }  // namespace
+
+bool hangup_is_ignored() {
+  struct sigaction action {};
+  ::sigaction(SIGHUP, nullptr, &action);
+  return action.sa_handler == SIG_IGN;
+}
 
 int run_interruptibly(const Interruptible& work) {
   Watched watched(work);

@@ -203,7 +203,7 @@ constexpr const char* kFooter = R"(Example:
 
 The JSON is what `nbdinfo --map --json` prints and what map= of nbdkit-delta-plugin reads; of
 changes, type 0 is changed, 2 changed and reads zero, 1 not changed.
-Exit status: 0 done; 1 failed; 2 the command line makes no sense; 130, 143 interrupted.)";
+Exit status: 0 done; 1 failed; 2 the command line makes no sense; 129, 130, 143 interrupted.)";
 
 }  // namespace
 

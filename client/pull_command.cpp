@@ -219,7 +219,8 @@ constexpr const char* kFooter = R"(Examples:
   nbdelta pull 'delta:/images/disk.qcow2?bitmap=b0' monday.qcow2 --base full.qcow2
 
 Exit status: 0 done; 1 failed; 2 the command line makes no sense; 3 the target was refused (exists,
-too small, in use, no space) and is untouched; 130, 143 interrupted by SIGINT, SIGTERM.)";
+too small, in use, no space) and is untouched; 129, 130, 143 interrupted by SIGHUP, SIGINT,
+SIGTERM.)";
 
 }  // namespace
 

@@ -10,6 +10,7 @@
 
 #include "client/backup/real/environment.hpp"
 #include "client/console.hpp"
+#include "client/interruptible.hpp"
 #include "client/say.hpp"
 
 namespace nbdelta::client {
@@ -31,6 +32,8 @@ int run_session(const GuestOptions& options,
       stop.get_token());
   int received = 0;
   asio::signal_set signals(loop, SIGINT, SIGTERM);
+  if (!hangup_is_ignored())
+    signals.add(SIGHUP);
   std::function<void(const boost::system::error_code&, int)> on_signal =
       [&](const boost::system::error_code& error, int number) {
         if (error)

@@ -1,4 +1,4 @@
-// SIGINT and SIGTERM: a second, a clean place, a message, an exit status.
+// SIGINT, SIGTERM and SIGHUP: a second, a clean place, a message, an exit status.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -47,7 +47,7 @@ class Interruption : public ::testing::Test {
 
 TEST_F(Interruption, RemovesTheNewFile) {
   const NbdServer server = NbdServer::nbdkit("pattern", {"1G"}, {"--filter=noextents"});
-  for (const int signal : {SIGINT, SIGTERM}) {
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
     const Outcome outcome =
         interrupt({server.uri(), folder_ / "disk.raw", "--rate", "10M"}, signal);
     EXPECT_EQ(outcome.status, 128 + signal);

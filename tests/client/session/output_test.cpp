@@ -45,14 +45,27 @@ TEST_F(Output, FailuresAreObjectsToo) {
 }
 
 TEST_F(Output, OfAnInterruptedBackup) {
-  Background nbdelta(points_.command("backup", {"--json", "--quiesce", "no"}));
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) {
+    Background nbdelta(points_.command("backup", {"--json", "--quiesce", "no"}));
+    while (nbdelta.running() && points_.phase() != "prepare")
+      std::this_thread::sleep_for(1ms);
+    nbdelta.signal(signal);
+    const auto outcome = nbdelta.wait(kDefaultTimeout);
+    ASSERT_TRUE(outcome);
+    ASSERT_EQ(outcome->status, 128 + signal) << outcome->err;
+    EXPECT_EQ(json::parse(outcome->out).at("result").as_string(), "interrupted");
+    EXPECT_THAT(machine_.leftovers(), IsEmpty());
+  }
+}
+
+TEST_F(Output, OfABackupThatOutlivesItsTerminal) {
+  Background nbdelta(joined({"nohup"}, points_.command("backup", {"--json", "--quiesce", "no"})));
   while (nbdelta.running() && points_.phase() != "prepare")
     std::this_thread::sleep_for(1ms);
-  nbdelta.signal(SIGINT);
+  nbdelta.signal(SIGHUP);
   const auto outcome = nbdelta.wait(kDefaultTimeout);
   ASSERT_TRUE(outcome);
-  ASSERT_EQ(outcome->status, 130) << outcome->err;
-  EXPECT_EQ(json::parse(outcome->out).at("result").as_string(), "interrupted");
+  ASSERT_EQ(outcome->status, 0) << outcome->err;
 }
 
 TEST_F(Output, OfADryRun) {
