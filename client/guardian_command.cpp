@@ -4,6 +4,7 @@
 #include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <syslog.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -27,6 +28,13 @@ using namespace std::chrono_literals;
 void ignore_signals() {
   for (const int number : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGPIPE, SIGUSR1, SIGUSR2})
     std::signal(number, SIG_IGN);
+}
+
+/// Who reads to its end what the session has said must not wait for us, who outlive it.
+void let_go_of_stderr() {
+  const FileDescriptor nowhere(::open("/dev/null", O_WRONLY | O_CLOEXEC));
+  if (nowhere)
+    ::dup2(nowhere.get(), STDERR_FILENO);
 }
 
 /// The session's end of standard input.
@@ -70,8 +78,13 @@ int run_guardian(const std::string& agent) {
   const std::int64_t seed = std::uniform_int_distribution<std::int64_t>(1, 1LL << 40)(random);
   backup::Guardian guardian(
       [&]() { return qmp::connect(agent, "the guest agent", clock, clock.now() + 10s); },
-      session_channel(loop), clock, seed);
-  return run(loop, guardian.run());
+      session_channel(loop), clock, seed, let_go_of_stderr);
+  try {
+    return run(loop, guardian.run());
+  } catch (const Error& error) {  // it had to leave the guest alone
+    ::syslog(LOG_DAEMON | LOG_ERR, "nbdelta guardian: %s", error.what());
+    throw;
+  }
 }
 
 int run_commit_guard() {

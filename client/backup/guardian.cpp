@@ -35,8 +35,12 @@ std::string error_line(const std::string& error_class, const std::string& descri
 }  // namespace
 
 Guardian::Guardian(Connect connect, std::unique_ptr<qmp::Channel> session, Clock& clock,
-                   std::int64_t seed)
-    : connect_(std::move(connect)), session_(std::move(session)), clock_(&clock), last_id_(seed) {}
+                   std::int64_t seed, std::function<void()> session_is_gone)
+    : connect_(std::move(connect)),
+      session_(std::move(session)),
+      clock_(&clock),
+      last_id_(seed),
+      session_is_gone_(std::move(session_is_gone)) {}
 
 std::int64_t Guardian::microseconds() const {
   return std::chrono::duration_cast<std::chrono::microseconds>(clock_->now().time_since_epoch())
@@ -50,6 +54,7 @@ asio::awaitable<void> Guardian::run() {
       break;
     co_await serve(*line);
   }
+  session_is_gone_();
   if (!broken("no-thaw-when-session-dies"))
     co_await last_thaw();
 }
@@ -111,6 +116,11 @@ asio::awaitable<qapi::json::value> Guardian::carry_out(qapi::Command command) {
   }
   if (command.name == guardian::Confirm::kName) {
     co_await confirm();
+    co_return to_json(qapi::Nothing{});
+  }
+  if (command.name == guardian::Leave::kName) {
+    frozen_ = false;
+    thawed_.reset();
     co_return to_json(qapi::Nothing{});
   }
   fail(EINVAL, "the guardian does not know '{}'", command.name);

@@ -22,14 +22,18 @@ namespace nbdelta::client::backup {
 ///
 /// Runs in a process of its own, so that nothing that befalls the session befalls it.
 ///
-/// Invariant: frozen_ is true from before a freeze is sent until the agent has said `thawed`.
+/// Invariant: frozen_ is true from before a freeze is sent until the agent has said `thawed`, or
+/// the session that it need not be thawed.
 class Guardian {
  public:
   /// Opens the agent's channel; it may be called again when the channel was lost.
   using Connect = std::function<asio::awaitable<std::unique_ptr<qmp::Channel>>()>;
 
   /// `seed` makes the numbers by which answers are told apart from those to somebody else.
-  Guardian(Connect connect, std::unique_ptr<qmp::Channel> session, Clock& clock, std::int64_t seed);
+  /// `session_is_gone` is called once, before what is left to be done is done.
+  Guardian(
+      Connect connect, std::unique_ptr<qmp::Channel> session, Clock& clock, std::int64_t seed,
+      std::function<void()> session_is_gone = [] {});
 
   /// Until the session is gone and the guest is thawed. Throws Error where the agent is gone and
   /// the guest may be frozen.
@@ -55,6 +59,7 @@ class Guardian {
   qmp::LineReader lines_{*session_};
   Clock* clock_;
   std::int64_t last_id_;
+  std::function<void()> session_is_gone_;
   std::unique_ptr<qmp::Agent> agent_;
   bool in_step_ = false;  // the agent's next answer is to our next command
   bool frozen_ = false;

@@ -91,4 +91,13 @@ struct Confirm {
   void fields(Visitor& /*visit*/) {}
 };
 
+/// After a thaw that was not confirmed, of a guest that nobody has reason to think frozen: it is
+/// left at that, and the guardian ends with the session.
+struct Leave {
+  static constexpr std::string_view kName = "leave";
+  using Result = qapi::Nothing;
+  template <class Visitor>
+  void fields(Visitor& /*visit*/) {}
+};
+
 }  // namespace nbdelta::client::backup::guardian

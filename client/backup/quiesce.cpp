@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <exception>
 #include <utility>
 
 #include "client/backup/breaks.hpp"
@@ -157,12 +158,25 @@ asio::awaitable<std::string> Quiescence::confirm() {
   co_return why;
 }
 
-asio::awaitable<std::int64_t> Quiescence::release(std::string agent) {
+asio::awaitable<std::int64_t> Quiescence::release(std::string agent, Suspicion suspicion) {
   start(agent);
-  const guardian::Thawed thawed = co_await guardian_->call(guardian::Thaw{});
-  co_await guardian_->call(guardian::Confirm{}, kPrepare);
-  guardian_.reset();
-  co_return thawed.file_systems;
+  std::exception_ptr failure;
+  try {
+    const guardian::Thawed thawed = co_await guardian_->call(guardian::Thaw{});
+    co_await guardian_->call(guardian::Confirm{}, kPrepare);
+    guardian_.reset();
+    co_return thawed.file_systems;
+  } catch (const Error&) {
+    failure = std::current_exception();
+  }
+  if (suspicion == Suspicion::none) {
+    try {
+      co_await guardian_->call(guardian::Leave{}, kPrepare);
+    } catch (const Error&) {  // it has died
+    }
+    guardian_.reset();
+  }
+  std::rethrow_exception(failure);
 }
 
 void Quiescence::record(repository::Manifest& manifest) const {

@@ -12,6 +12,12 @@
 
 namespace nbdelta::client::backup {
 
+/// What is known of a guest before it is asked.
+enum class Suspicion : std::uint8_t {
+  none,
+  frozen,  // a session may have left it so
+};
+
 /// A session's side of freezing the guest: talks to the guardian, and starts another one where that
 /// has died. What went wrong is kept for the manifest rather than thrown, unless a freeze is
 /// required.
@@ -39,8 +45,9 @@ class Quiescence {
   asio::awaitable<std::string> confirm();
 
   /// Puts right what an earlier session may have left. Returns the number of file systems that
-  /// were thawed. Throws Error where the agent does not answer.
-  asio::awaitable<std::int64_t> release(std::string agent);
+  /// were thawed. Throws Error where the agent does not answer; the guardian goes on trying only
+  /// where the guest is suspected to be frozen.
+  asio::awaitable<std::int64_t> release(std::string agent, Suspicion suspicion);
 
   /// What was reached when all disks had been switched.
   void record(repository::Manifest& manifest) const;

@@ -179,6 +179,7 @@ asio::awaitable<void> Session::settle_leftover() {
 
 /// The first thing after a crash, before QEMU is asked for anything. Says what came of it.
 asio::awaitable<std::string> Session::thaw_leftover() {
+  const Suspicion suspicion = may_be_frozen() ? Suspicion::frozen : Suspicion::none;
   std::optional<std::string> agent = options_->agent;
   if (!agent && journal_)
     agent = journal_->agent;
@@ -186,7 +187,7 @@ asio::awaitable<std::string> Session::thaw_leftover() {
     co_return std::string();
   std::string why;
   try {
-    const std::int64_t thawed = co_await quiescence_.release(*agent);
+    const std::int64_t thawed = co_await quiescence_.release(*agent, suspicion);
     if (thawed > 0)
       co_return fmt::format("thawed {} file systems of the guest", thawed);
     co_return std::string();
@@ -196,9 +197,13 @@ asio::awaitable<std::string> Session::thaw_leftover() {
   co_return fmt::format("whether the guest is frozen cannot be told: {}", why);
 }
 
-/// What a session that died in its window, perhaps with its guardian, may have left frozen.
+/// By a session that died in its window, perhaps with its guardian.
+bool Session::may_be_frozen() const {
+  return journal_ && (journal_->phase == phase::kWindow || journal_->may_be_frozen.value_or(false));
+}
+
 asio::awaitable<void> Session::thaw_window() {
-  if (!journal_ || (journal_->phase != phase::kWindow && !journal_->may_be_frozen.value_or(false)))
+  if (!may_be_frozen())
     co_return;
   const std::string thawed = co_await thaw_leftover();
   if (!thawed.empty())

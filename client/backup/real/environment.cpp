@@ -113,7 +113,7 @@ class RealEnvironment final : public Environment {
   }
 
   std::unique_ptr<qmp::Channel> start_guardian(const std::string& agent_address) override {
-    // It says so where it had to leave the guest alone.
+    // What goes wrong while the session lasts is said there; after that it lets go of it.
     return start_guard({"/proc/self/exe", "guardian", agent_address}, "the guardian",
                        STDERR_FILENO);
   }

@@ -39,7 +39,8 @@ class GuardianTest : public Conversation {
     session_ = std::make_unique<qmp::Client>(std::move(ends.first), clock_);
     auto guardians_end = std::make_shared<std::unique_ptr<qmp::Channel>>(std::move(ends.second));
     spawn([this, guardians_end]() -> asio::awaitable<void> {
-      Guardian guardian(agent_.connect(), std::move(*guardians_end), clock_, 1000);
+      Guardian guardian(agent_.connect(), std::move(*guardians_end), clock_, 1000,
+                        [this] { session_was_gone_ = true; });
       try {
         co_await guardian.run();
       } catch (const Error& error) {
@@ -88,6 +89,7 @@ class GuardianTest : public Conversation {
   ScriptedAgent agent_;
   std::unique_ptr<qmp::Client> session_;
   std::string guardian_error_;
+  bool session_was_gone_ = false;
   Clock::Time ended_at_{};
   Clock::Time session_ended_at_{};
 };

@@ -380,6 +380,26 @@ TEST_F(GuardianTest, AnAgentThatIsGoneForGoodIsSaidToBe) {
   EXPECT_LE(ended_at_, session_ended_at_ + 70s);
 }
 
+TEST_F(GuardianTest, AGuestThatNobodyThinksFrozenIsLeftWhereTheAgentDoesNotAnswer) {
+  agent_.script = [](const std::string&, int) { return Behaviour{.lost = true}; };
+  for (const bool leave : {false, true}) {
+    run_with([this, leave]() -> asio::awaitable<void> {
+      co_await refusal(thaw());
+      if (leave)
+        co_await session_->call(guardian::Leave{});
+      else  // it goes on until the agent answers
+        spawn([this]() -> asio::awaitable<void> {
+          co_await clock_.wait(10min);
+          agent_.script = [](const std::string&, int) { return Behaviour{}; };
+        });
+    });
+    EXPECT_EQ(guardian_error_, "");
+    EXPECT_TRUE(session_was_gone_);
+    EXPECT_EQ(ended_at_ - session_ended_at_ > 1min, !leave) << leave;
+    agent_.script = [](const std::string&, int) { return Behaviour{.lost = true}; };
+  }
+}
+
 /// Only that nobody listens, for a minute on end, means that the guest is gone.
 TEST_F(GuardianTest, AnAgentThatCannotBeReachedForAWhileIsThawedAfterTheSession) {
   struct Row {

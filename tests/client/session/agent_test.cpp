@@ -1,7 +1,10 @@
 #include <fmt/format.h>
 #include <signal.h>
 
+#include <boost/json/serialize.hpp>
 #include <chrono>
+#include <filesystem>
+#include <fstream>
 #include <iostream>
 #include <memory>
 #include <sstream>
@@ -42,6 +45,44 @@ class AgentTest : public ::testing::Test {
   Points points_{machine_};
   std::optional<FakeAgent> agent_;
 };
+
+/// Nobody has reason to think that the guest is frozen.
+TEST_F(AgentTest, RecoverLeavesNoGuardianWhereTheAgentDoesNotAnswer) {
+  const Background silent({"socat", "UNIX-LISTEN:" + address() + ",fork", "SYSTEM:sleep 300"});
+  while (!std::filesystem::exists(address()))
+    std::this_thread::sleep_for(2ms);
+  const Outcome outcome =
+      run(nbdelta_command({"recover", "--qmp", machine_.qmp(), "--agent", address()}));
+  EXPECT_EQ(outcome.status, 1) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("whether the guest is frozen cannot be told"));
+  std::string guardians = "one";
+  for (int i = 0; i < 200 && !guardians.empty(); ++i) {
+    guardians = run({"pgrep", "-f", "guardian " + address()}).out;
+    std::this_thread::sleep_for(10ms);
+  }
+  EXPECT_EQ(guardians, "");
+}
+
+/// Who reads to its end what nbdelta says does not wait for the guardian that stays.
+TEST_F(AgentTest, AGuardianThatStaysDoesNotKeepTheOutputOpen) {
+  run_ok(points_.command("begin", {"--quiesce", "no"}));
+  const std::string journal = points_.vm_folder() + "/nbdelta-session.json";
+  json::object text = json::parse(text_of_file(journal)).as_object();
+  text["may-be-frozen"] = true;
+  std::ofstream(journal) << text;
+  const Background silent({"socat", "UNIX-LISTEN:" + address() + ",fork", "SYSTEM:sleep 300"});
+  while (!std::filesystem::exists(address()))
+    std::this_thread::sleep_for(2ms);
+  Command words{"sh", "-c", "\"$@\" 2>&1 | cat", "sh"};
+  const Outcome outcome =
+      run(joined(words, points_.command("recover", {"--agent", address()})), {}, 60s);
+  EXPECT_THAT(outcome.out, HasSubstr("whether the guest is frozen cannot be told"));
+  std::istringstream guardians(run({"pgrep", "-f", "guardian " + address()}).out);
+  pid_t guardian = 0;
+  EXPECT_TRUE(guardians >> guardian);  // it goes on trying
+  if (guardian > 0)
+    ::kill(guardian, SIGKILL);
+}
 
 TEST_F(AgentTest, FreezesAndThaws) {
   start_agent({});
