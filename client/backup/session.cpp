@@ -145,6 +145,29 @@ asio::awaitable<void> Session::check_guest() {
   reporter_->say(warnings_.back());
 }
 
+/// An address may be mistaken for another guest's, whose session would be torn down for nothing.
+/// QEMU may have been started again, or the guest migrated, elsewhere: its images have the same
+/// paths. Where the address is the session's, all of its disks may have been unplugged.
+asio::awaitable<void> Session::check_is_sessions_guest() {
+  if (!journal_ || journal_->disks.empty() || journal_->qmp == options_->qmp)
+    co_return;
+  std::set<std::string> open;
+  const qapi::QueryNamedBlockNodes query{.flat = true};
+  const auto nodes = co_await qmp_->call(query);
+  for (const qapi::NodeInfo& node : nodes)
+    open.insert(environment_->files().canonical(options_->paths.to_local(path_of(node.image))));
+  std::vector<std::string> expected;
+  for (const JournalDisk& disk : journal_->disks) {
+    if (open.count(disk.base_local) || open.count(disk.overlay_local))
+      co_return;
+    expected.push_back(disk.base_path);
+  }
+  refuse(EINVAL,
+         "the guest at {} is not that of the session, which was begun at {}: none of the session's "
+         "disks is there ({})",
+         options_->qmp, journal_->qmp, fmt::join(expected, ", "));
+}
+
 void Session::check_not_open() const {
   if (journal_ && journal_->external && journal_->phase == phase::kExport)
     refuse(EBUSY,
@@ -156,6 +179,7 @@ void Session::check_not_open() const {
 /// Puts right what earlier sessions have left. Throws Refused where one is open on purpose.
 asio::awaitable<void> Session::settle_leftover() {
   check_not_open();
+  co_await check_is_sessions_guest();
   const bool in_place = co_await overlays_are_in_place();
   if (in_place) {
     reporter_->say("the overlay of an earlier session is still in place: going on with it");
@@ -489,6 +513,7 @@ asio::awaitable<Settled> Session::end(Outcome outcome) {
     check_outcome(outcome);
   co_await thaw_window();
   co_await connect();
+  co_await check_is_sessions_guest();
   if (journal_->phase == phase::kExport) {
     if (outcome == Outcome::success) {
       points.publish(journal_->point, *journal_->manifest);
@@ -514,6 +539,7 @@ asio::awaitable<Settled> Session::recover() {
   }
   const std::string thawed = co_await thaw_leftover();
   co_await connect();
+  co_await check_is_sessions_guest();
   if (!options_->folder.empty())
     repository().remove_unfinished();
   settled = co_await settle();

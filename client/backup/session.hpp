@@ -81,6 +81,7 @@ class Session {
   asio::awaitable<void> connect();
   asio::awaitable<void> check_commands(const qapi::Greeting& greeting);
   asio::awaitable<void> check_guest();
+  asio::awaitable<void> check_is_sessions_guest();
   bool may_be_frozen() const;
   asio::awaitable<std::string> thaw_leftover();
   asio::awaitable<void> thaw_window();

@@ -416,6 +416,29 @@ TEST(Qemu, TooOldIsRefusedByVersionAndCommand) {
   EXPECT_THAT(outcome.err, HasSubstr("QEMU 2.8.1 is too old: it has no command blockdev-del"));
 }
 
+/// An address that was mistaken for another guest's.
+TEST_F(Refusal, ASessionIsNotEndedInAnotherGuest) {
+  Machine other({{.name = "vda"}});
+  run_ok(points_.command("begin", {"--quiesce", "no"}));
+  const std::vector<std::string> before = machine_.leftovers();
+  points_.connect_to(other.qmp());
+  for (const Command& words : {points_.command("recover"), points_.command("end", {"--success"}),
+                               points_.command("end", {"--failure"})}) {
+    const Outcome outcome = run(words);
+    EXPECT_EQ(outcome.status, 3) << outcome.err;
+    EXPECT_THAT(outcome.err, HasSubstr("the guest at " + other.qmp() + " is not that of the"));
+    EXPECT_THAT(outcome.err, HasSubstr("which was begun at " + machine_.qmp()));
+    EXPECT_THAT(outcome.err, HasSubstr(machine_.image(machine_.disks()[0])));
+    EXPECT_EQ(machine_.leftovers(), before);
+    EXPECT_EQ(points_.phase(), "export");
+  }
+  points_.connect_to(machine_.folder() + "/again");  // the same guest, reached otherwise
+  std::filesystem::create_symlink(machine_.qmp(), machine_.folder() + "/again");
+  run_ok(points_.command("end", {"--success"}));
+  std::filesystem::remove(machine_.folder() + "/again");
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
 TEST_F(Refusal, CheckStart) {
   const std::string vda = machine_.image(machine_.disks()[0]);
   EXPECT_EQ(run(nbdelta_command({"check-start", vda})).status, 0);
