@@ -40,6 +40,14 @@ struct BitmapInfo {
 
 /// "ImageInfo".
 struct ImageInfo {
+  struct Snapshot {  // "SnapshotInfo": a snapshot inside the image
+    std::string name;
+    template <class Visitor>
+    void fields(Visitor& visit) {
+      visit("name", name);
+    }
+  };
+
   std::string filename;
   std::string format;
   std::uint64_t virtual_size = 0;            // bytes
@@ -49,6 +57,14 @@ struct ImageInfo {
   std::optional<std::string> backing_format;
   std::optional<json::value> backing_image;  // an ImageInfo: of the backing file, where it is open
   std::optional<json::value> format_specific;  // "ImageInfoSpecific"
+  std::optional<std::vector<Snapshot>> snapshots;
+
+  std::vector<std::string> snapshot_names() const {
+    std::vector<std::string> names;
+    for (const Snapshot& snapshot : snapshots.value_or(std::vector<Snapshot>()))
+      names.push_back(snapshot.name);
+    return names;
+  }
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("filename", filename);
@@ -60,6 +76,7 @@ struct ImageInfo {
     visit("backing-filename-format", backing_format);
     visit("backing-image", backing_image);
     visit("format-specific", format_specific);
+    visit("snapshots", snapshots);
   }
 };
 

@@ -43,7 +43,7 @@ const NodeInfo* find_node(const std::vector<NodeInfo>& nodes, const ImageInfo& i
 std::string find_file_node(const std::vector<NodeInfo>& nodes, const ImageInfo& image) {
   for (const NodeInfo& node : nodes)
     if (node.node_name && (node.driver == "file" || node.driver == "host_device") &&
-        node.image.filename == image.filename)
+        node.image.filename == path_of(image))
       return *node.node_name;
   return {};
 }
@@ -56,10 +56,6 @@ std::string qdev_id(std::string_view qdev) {
     return std::string(qdev.substr(0, qdev.find('/')));
   }
   return std::string(qdev.starts_with('/') ? std::string_view() : qdev);
-}
-
-bool is_automatic(std::string_view node_name) {
-  return node_name.starts_with('#');
 }
 
 /// What QEMU tells of qcow2 images only; empty for others, and where it does not tell it.
@@ -116,6 +112,48 @@ std::string check_text(const std::string& qemu, const std::string& local) {
   return fmt::format("what QEMU calls {} has a path here that is not UTF-8", qemu);
 }
 
+bool has_only(const json::object& object, std::initializer_list<std::string_view> names) {
+  return std::all_of(object.begin(), object.end(), [&](const auto& member) {
+    return std::find(names.begin(), names.end(), member.key()) != names.end();
+  });
+}
+
+/// Whether QEMU calls a qcow2 image by its options for nothing but what is open below it.
+bool has_backing_of_its_own(const ImageInfo& image) {
+  constexpr std::string_view kOptions = "json:";
+  if (image.format != "qcow2" || !image.filename.starts_with(kOptions))
+    return false;
+  boost::system::error_code error;
+  const json::value options =
+      json::parse(std::string_view(image.filename).substr(kOptions.size()), error);
+  if (error || !options.is_object() ||
+      !has_only(options.get_object(), {"driver", "file", "backing"}))
+    return false;
+  const json::value* file = options.get_object().if_contains("file");
+  return file != nullptr && file->is_object() &&
+         has_only(file->get_object(), {"driver", "filename"});
+}
+
+/// The plugin opens what an image's header names. Returns as take_base() does. `below`: what QEMU
+/// has there; null: nothing.
+std::string compare_backing(const ImageInfo& image, const ImageInfo* below,
+                            const PathReader& paths) {
+  if (!has_backing_of_its_own(image))
+    return {};
+  const std::string path = path_of(image);
+  std::optional<std::string> named;
+  try {
+    named = paths.backing_of(paths.to_local(path));
+  } catch (const Error& error) {
+    return error.what();
+  }
+  const std::string has = below == nullptr ? std::string() : paths.to_local(path_of(*below));
+  if (named.value_or("") == has)
+    return {};
+  return fmt::format("QEMU has {} below {}, and the header of that names {}",
+                     has.empty() ? "nothing" : has, path, named.value_or("nothing"));
+}
+
 std::string name_of(const qapi::DeviceInfo& device, const GuestDisk& disk) {
   if (!device.device.empty())
     return device.device;
@@ -132,14 +170,15 @@ std::string take_base(GuestDisk& disk, const ImageInfo& image, const NodeInfo* n
     return fmt::format("its format is {}, not qcow2 or raw", image.format);
   if (node == nullptr)
     return fmt::format("QEMU does not say which node has {} open", image.filename);
-  if (image.filename.starts_with("json:") || image.filename.find("://") != std::string::npos)
-    return fmt::format("it is no local file or block device ({})", image.filename);
-  if (!image.filename.starts_with('/'))
+  const std::string path = has_backing_of_its_own(image) ? path_of(image) : image.filename;
+  if (path.starts_with("json:") || path.find("://") != std::string::npos)
+    return fmt::format("it is no local file or block device ({})", path);
+  if (!path.starts_with('/'))
     return fmt::format("QEMU knows its image by a relative path ({}): give QEMU an absolute one",
-                       image.filename);
+                       path);
   disk.base_node = *node->node_name;
   disk.detect_zeroes = node->detect_zeroes.value_or("off");
-  disk.base_path = image.filename;
+  disk.base_path = path;
   disk.base_size = image.virtual_size;
   disk.base_format = image.format == "raw" ? image::Format::raw : image::Format::qcow2;
   disk.can_keep_bitmaps = can_keep_bitmaps(image);
@@ -161,6 +200,10 @@ std::string check_alone(const std::vector<qapi::DeviceInfo>& devices,
 }
 
 }  // namespace
+
+bool is_automatic(std::string_view node_name) {
+  return node_name.starts_with('#');
+}
 
 std::string path_of(const ImageInfo& image) {
   constexpr std::string_view kOptions = "json:";
@@ -188,8 +231,7 @@ std::string size_trouble(const GuestDisk& disk) {
 }
 
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
-                         const std::vector<NodeInfo>& nodes,
-                         const std::function<std::string(const std::string&)>& to_local) {
+                         const std::vector<NodeInfo>& nodes, const PathReader& paths) {
   Inventory inventory;
   std::set<std::string> names;
   for (const qapi::DeviceInfo& device : devices) {
@@ -213,9 +255,12 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
     std::string reason = check_alone(devices, device);
     bool on_top = true;
     bool directly_below = true;  // of the base
-    for (const ImageInfo& image : images_of(top)) {
+    const std::vector<ImageInfo> images = images_of(top);
+    for (std::size_t i = 0; i < images.size(); ++i) {
+      const ImageInfo& image = images[i];
+      const ImageInfo* next = i + 1 < images.size() ? &images[i + 1] : nullptr;
       const std::string path = path_of(image);
-      const std::string local = to_local(path);
+      const std::string local = paths.to_local(path);
       if (reason.empty())
         reason = check_text(path, local);
       if (!disk.base_local.empty()) {
@@ -223,6 +268,8 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
         if (std::exchange(directly_below, false) && below != nullptr)
           disk.backing_node = *below->node_name;
         disk.behind_base.push_back(path);
+        if (reason.empty())
+          reason = compare_backing(image, next, paths);
         if (reason.empty())
           reason = take_data_file(disk, image, nodes);
         if (reason.empty())
@@ -235,13 +282,16 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
         if (node == nullptr)
           reason = fmt::format("QEMU does not say which node has {} open", image.filename);
         else
-          disk.overlays.push_back({*node->node_name, path, local, *session});
+          disk.overlays.push_back(
+              {*node->node_name, path, local, *session, image.snapshot_names()});
         continue;
       }
       disk.base_local = local;
       disk.base_file_node = find_file_node(nodes, image);
       if (reason.empty())
         reason = take_base(disk, image, node);
+      if (reason.empty())
+        reason = compare_backing(image, next, paths);
       if (reason.empty())
         reason = take_data_file(disk, image, nodes);
       if (reason.empty())
@@ -270,9 +320,14 @@ asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& enviro
   const auto devices = co_await qmp.call(qapi::QueryBlock{});
   const qapi::QueryNamedBlockNodes query_named_block_nodes{.flat = true};
   const auto nodes = co_await qmp.call(query_named_block_nodes);
-  co_return take_inventory(devices, nodes, [&](const std::string& path) {
-    return environment.files().canonical(paths.to_local(path));
-  });
+  const PathReader reader{
+      .to_local =
+          [&](const std::string& path) {
+            return environment.files().canonical(paths.to_local(path));
+          },
+      .backing_of = [&](const std::string& local) { return environment.files().backing_of(local); },
+  };
+  co_return take_inventory(devices, nodes, reader);
 }
 
 }  // namespace nbdelta::client::backup

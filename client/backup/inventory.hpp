@@ -21,6 +21,7 @@ struct StackedOverlay {
   std::string path;   // QEMU's
   std::string local;  // without symbolic links
   SessionId session;
+  std::vector<std::string> snapshots = {};  // names of those that the image holds
 };
 
 /// A disk of the guest: an image, and what of ours lies over it.
@@ -38,8 +39,8 @@ struct GuestDisk {
   std::string base_node;
   std::string base_file_node;  // its protocol node
   std::string detect_zeroes = "off";
-  std::string base_path;   // QEMU's
-  std::string base_local;  // without symbolic links
+  std::string base_path;        // QEMU's
+  std::string base_local;       // without symbolic links
   image::Format base_format = image::Format::qcow2;
   std::string backing_node;               // the next below the base; empty: none
   std::vector<std::string> behind_base;   // QEMU's paths: its backing chain, external data files
@@ -72,10 +73,20 @@ std::string path_of(const qapi::ImageInfo& image);
 /// larger than the base, and QEMU makes no block device larger. Empty where it is not so.
 std::string size_trouble(const GuestDisk& disk);
 
-/// Pure. `to_local` maps a path of QEMU's to one of this machine without symbolic links.
+/// Whether QEMU has made the node's name up.
+bool is_automatic(std::string_view node_name);
+
+/// How QEMU's paths are understood.
+struct PathReader {
+  /// A path of this machine without symbolic links.
+  std::function<std::string(const std::string& path)> to_local;
+  /// What the header of such a path's image names as its backing file; see Files::backing_of().
+  std::function<std::optional<std::string>(const std::string& local)> backing_of;
+};
+
+/// Asks nobody but `paths`.
 Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
-                         const std::vector<qapi::NodeInfo>& nodes,
-                         const std::function<std::string(const std::string&)>& to_local);
+                         const std::vector<qapi::NodeInfo>& nodes, const PathReader& paths);
 
 /// What QEMU has now. Throws what Client::call() does.
 asio::awaitable<Inventory> query_inventory(qmp::Client& qmp, Environment& environment,

@@ -18,17 +18,25 @@ namespace json = boost::json;
 
 using LocalPaths = std::map<std::string, std::string>;
 
-/// `devices` and `nodes` are the results of query-block and query-named-block-nodes.
+/// `devices` and `nodes` are the results of query-block and query-named-block-nodes; `headers`:
+/// what those of images name as their backing files.
 Inventory inventory_of(const std::string& devices, const std::string& nodes,
-                       const LocalPaths& local = {}) {
+                       const LocalPaths& local = {}, const LocalPaths& headers = {}) {
   const qapi::json::value parsed_devices = json::parse(devices);
   const qapi::json::value parsed_nodes = json::parse(nodes);
   return take_inventory(qapi::result_from<qapi::QueryBlock>(parsed_devices),
                         qapi::result_from<qapi::QueryNamedBlockNodes>(parsed_nodes),
-                        [&](const std::string& path) {
-                          const auto found = local.find(path);
-                          return found == local.end() ? path : found->second;
-                        });
+                        {.to_local =
+                             [&](const std::string& path) {
+                               const auto found = local.find(path);
+                               return found == local.end() ? path : found->second;
+                             },
+                         .backing_of = [&](const std::string& path) -> std::optional<std::string> {
+                           const auto found = headers.find(path);
+                           if (found == headers.end())
+                             return std::nullopt;
+                           return found->second;
+                         }});
 }
 
 constexpr const char* kV3 = R"({"type": "qcow2", "data": {"compat": "1.1", "refcount-bits": 16}})";
@@ -85,6 +93,32 @@ std::string list(const std::vector<std::string>& elements) {
   for (const std::string& element : elements)
     out += (out.size() == 1 ? "" : ", ") + element;
   return out + "]";
+}
+
+// As libvirt starts QEMU: each image is a node of its own.
+TEST(Inventory, ABackingFileThatIsGivenByNodeMustBeTheOneThatTheHeaderNames) {
+  constexpr const char* kName =
+      R"(json:{"backing": {"driver": "qcow2", "file": {"driver": "file", "filename": "/vm/b.qcow2"}}, )"
+      R"("driver": "qcow2", "file": {"driver": "file", "filename": "/vm/a.qcow2"}})";
+  const std::string below = image("/vm/b.qcow2", "qcow2");
+  const std::string base = image(kName, "qcow2", below, "/vm/b.qcow2");
+  const std::string devices = list({device("", "vda", node("f1", "qcow2", base))});
+  const std::string nodes =
+      list({node("f1", "qcow2", base), node("f1-f", "file", image("/vm/a.qcow2", "file")),
+            node("f2", "qcow2", below, true)});
+  const Inventory taken = inventory_of(devices, nodes, {}, {{"/vm/a.qcow2", "/vm/b.qcow2"}});
+  ASSERT_EQ(taken.disks.size(), 1U) << taken.left_out.at(0).reason;
+  EXPECT_EQ(taken.disks[0].base_path, "/vm/a.qcow2");
+  EXPECT_EQ(taken.disks[0].base_file_node, "f1-f");
+  EXPECT_EQ(taken.disks[0].backing_node, "f2");
+  const Inventory other = inventory_of(devices, nodes, {}, {{"/vm/a.qcow2", "/vm/c.qcow2"}});
+  ASSERT_EQ(other.left_out.size(), 1U);
+  EXPECT_EQ(other.left_out[0].reason,
+            "QEMU has /vm/b.qcow2 below /vm/a.qcow2, and the header of that names /vm/c.qcow2");
+  const Inventory none = inventory_of(devices, nodes);
+  ASSERT_EQ(none.left_out.size(), 1U);
+  EXPECT_EQ(none.left_out[0].reason,
+            "QEMU has /vm/b.qcow2 below /vm/a.qcow2, and the header of that names nothing");
 }
 
 // As QEMU 7.2.22 printed it, but for members that are not read: -drive with automatic node names,

@@ -439,6 +439,41 @@ TEST_F(Refusal, ASessionIsNotEndedInAnotherGuest) {
   EXPECT_THAT(machine_.leftovers(), IsEmpty());
 }
 
+/// As libvirt starts QEMU: each image is a node of its own.
+TEST(BackingFileByNode, IsTakenWhereTheHeaderNamesIt) {
+  const TempFolder folder;
+  create_image(folder / "base.qcow2", "qcow2", 32 << 20);
+  qemu_io(folder / "base.qcow2", "qcow2", {"write -P 7 1M 64k"});
+  run_ok({"cp", folder / "base.qcow2", folder / "other.qcow2"});
+  qemu_img({"create", "-f", "qcow2", "-b", "base.qcow2", "-F", "qcow2", folder / "a.qcow2"});
+  const auto arguments = [&](const std::string& below) {
+    return Command{"-blockdev",
+                   "driver=qcow2,node-name=f2,read-only=on,file.driver=file,file.filename=" + below,
+                   "-blockdev",
+                   "driver=qcow2,node-name=f1,backing=f2,file.driver=file,file.filename=" +
+                       (folder / "a.qcow2"),
+                   "-device",
+                   "virtio-blk-pci,drive=f1,id=vdx"};
+  };
+  {
+    Machine machine({}, arguments(folder / "other.qcow2"));
+    Points points(machine);
+    const Outcome refused = run(points.command("backup", {"--quiesce", "no"}));
+    EXPECT_EQ(refused.status, 3);
+    EXPECT_THAT(refused.err, HasSubstr("QEMU has " + (folder / "other.qcow2") + " below " +
+                                       (folder / "a.qcow2") + ", and the header of that names " +
+                                       (folder / "base.qcow2")));
+  }
+  Machine machine({}, arguments(folder / "base.qcow2"));
+  Points points(machine);
+  for (const Command& more : {Command(), Command{"--tracking", "overlay"}, Command(), Command()})
+    points.backup(more);
+  machine.quit();
+  const std::string last = points.vm_folder() + "/0004-incremental/vdx.qcow2";
+  EXPECT_EQ(difference(last, "qcow2", folder / "a.qcow2", "qcow2"), "");
+  EXPECT_EQ(difference(last, "qcow2", folder / "base.qcow2", "qcow2"), "");
+}
+
 TEST_F(Refusal, CheckStart) {
   const std::string vda = machine_.image(machine_.disks()[0]);
   EXPECT_EQ(run(nbdelta_command({"check-start", vda})).status, 0);
