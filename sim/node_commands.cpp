@@ -136,6 +136,8 @@ Nothing FakeQemu::blockdev_reopen(const BlockdevReopen& command) {
       refuse("Failed to find node with node-name='{}'", *options.node_name);
     if (options.driver != node->driver)
       refuse("Cannot change the option 'driver'");
+    if (node->name.starts_with('#'))  // it was not given one
+      refuse("Cannot change the option 'node-name'");
     format_node(*node);
     const std::string detect_zeroes = options.detect_zeroes.value_or("off");
     if (detect_zeroes == "unmap" && options.discard != "unmap")
@@ -215,19 +217,24 @@ Node& FakeQemu::root_node(const std::string& name) {
   return node;
 }
 
-/// Only `qemu-io "NODE" flush`.
+/// Only `qemu-io "NODE" COMMAND`, where that is `flush`, `"reopen -r"` or `"reopen -w"`.
 std::string FakeQemu::human_monitor_command(const HumanMonitorCommand& command) {
   constexpr std::string_view kBefore = "qemu-io \"";
-  constexpr std::string_view kAfter = "\" flush";
   std::string_view line = command.command_line;
-  if (!line.starts_with(kBefore) || !line.ends_with(kAfter))
+  const std::size_t end = line.find("\" ", kBefore.size());
+  const std::string_view what =
+      end == std::string_view::npos ? std::string_view() : line.substr(end + 2);
+  const bool reopens = what == "\"reopen -r\"" || what == "\"reopen -w\"";
+  if (!line.starts_with(kBefore) || (what != "flush" && !reopens))
     return fmt::format("unknown command: '{}'\r\n", line.substr(0, line.find(' ')));
-  line.remove_prefix(kBefore.size());
-  line.remove_suffix(kAfter.size());
-  Node* node = graph_.find(std::string(line));
+  const std::string name(line.substr(kBefore.size(), end - kBefore.size()));
+  Node* node = graph_.find(name);
   if (node == nullptr)
-    return fmt::format("Error: Cannot find device='{0}' nor node-name='{0}'\r\n", line);
-  graph_.flush(*node);
+    return fmt::format("Error: Cannot find device='{0}' nor node-name='{0}'\r\n", name);
+  if (reopens)
+    graph_.set_read_only(format_node(*node), what == "\"reopen -r\"");
+  else
+    graph_.flush(*node);
   return std::string();
 }
 

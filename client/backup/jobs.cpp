@@ -275,6 +275,18 @@ asio::awaitable<bool> run_commit(qmp::Client& qmp, Environment& environment, Act
   co_return true;
 }
 
+/// QMP's blockdev-reopen takes no node whose name QEMU has made up ("Cannot change the option
+/// 'node-name'").
+asio::awaitable<void> reopen_by_human_monitor(qmp::Client& qmp, std::string node,
+                                              image::Access access) {
+  const qapi::HumanMonitorCommand reopen{
+      .command_line = fmt::format("qemu-io \"{}\" \"reopen {}\"", node,
+                                  access == image::Access::read ? "-r" : "-w")};
+  const std::string said = co_await qmp.call(reopen);
+  if (!said.empty())
+    fail(EIO, "{}: cannot be opened again: {}", node, said);
+}
+
 /// Somebody else may have ended the commit where it was, or have taken the disk away.
 asio::awaitable<bool> runs_on(qmp::Client& qmp, std::string node) {
   const auto devices = co_await qmp.call(qapi::QueryBlock{});
@@ -366,18 +378,22 @@ asio::awaitable<CommitEnd> commit_active(qmp::Client& qmp, Environment& environm
   co_return CommitEnd::committed;
 }
 
-asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
+asio::awaitable<bool> reopen_base(qmp::Client& qmp, GuestDisk disk, image::Access access) {
   const qapi::QueryNamedBlockNodes query{.flat = true};
   const auto nodes = co_await qmp.call(query);
   const bool writable = std::any_of(nodes.begin(), nodes.end(), [&](const qapi::NodeInfo& node) {
     return node.node_name == disk.base_node && !node.read_only;
   });
-  if (!writable)
-    co_return;
+  if (writable == (access == image::Access::write))
+    co_return !writable;
+  if (is_automatic(disk.base_node)) {
+    co_await reopen_by_human_monitor(qmp, disk.base_node, access);
+    co_return !writable;
+  }
   qapi::json::object options{{"driver", disk.base_format == image::Format::raw ? "raw" : "qcow2"},
                              {"node-name", disk.base_node},
                              {"file", disk.base_file_node},
-                             {"read-only", true},
+                             {"read-only", access == image::Access::read},
                              {"discard", "unmap"},
                              {"detect-zeroes", disk.detect_zeroes}};
   if (!disk.backing_node.empty())
@@ -387,6 +403,7 @@ asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk) {
   qapi::BlockdevReopen reopen;
   reopen.options.push_back(std::move(options));
   co_await qmp.call(reopen);
+  co_return !writable;
 }
 
 /// First from here: where QEMU's host is this one, nothing is left for QEMU to do then, which holds

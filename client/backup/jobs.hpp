@@ -9,6 +9,7 @@
 #include "client/backup/inventory.hpp"
 #include "client/backup/names.hpp"
 #include "client/qmp/client.hpp"
+#include "image/image_lock.hpp"
 #include "qapi/job_commands.hpp"
 
 namespace nbdelta::client::backup {
@@ -75,8 +76,10 @@ struct LowerCommit {
 };
 
 /// An active commit that was cancelled leaves the base writable in QEMU (7.2): a lock that our
-/// plugin must not pass over, and a base that a later commit would not flush.
-asio::awaitable<void> make_base_read_only(qmp::Client& qmp, GuestDisk disk);
+/// plugin must not pass over, and a base that a later commit would not flush. So it is opened for
+/// reading before anything is read from it, or committed below the guest. Does nothing where it is
+/// open as wanted; returns whether it was read-only.
+asio::awaitable<bool> reopen_base(qmp::Client& qmp, GuestDisk disk, image::Access access);
 
 /// The base is read-only. On return the base has it all, durably, and `above` calls the base its
 /// backing file; until the former holds, it does not do the latter, so that no crash loses

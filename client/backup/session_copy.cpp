@@ -44,7 +44,7 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
   if (journal_->phase != phase::kAbsorb)
     enter(phase::kAbsorb);
   if (into_base)
-    co_await make_base_read_only(*qmp_, guest);
+    co_await reopen_base(*qmp_, guest, image::Access::read);
   LowerCommit commit{.job = lower_job_name(plan_.id, disk.index),
                      .active = node,
                      .above = node,

@@ -287,7 +287,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
   std::vector<StackedOverlay>& overlays = disk.overlays;
   const StackedOverlay& top = overlays[first];
   enter_commit(journal);
-  co_await make_base_read_only(*qmp_, disk);
+  co_await reopen_base(*qmp_, disk, image::Access::read);
   const LowerCommit commit{.job = lower_job_name(top.session, disk.index),
                            .active = disk.top,
                            .above = overlays[first - 1].node_name,
