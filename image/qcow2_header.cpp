@@ -250,6 +250,7 @@ class HeaderParser {
     header_.regions.push_back({"the header", 0, header_.cluster_size()});
     add_region("the L1 table", header_.l1_offset, std::uint64_t{header_.l1_entries} * sizeof(be64));
     add_region("the refcount table", on_disk_.refcount_table_offset, refcount_bytes);
+    header_.snapshots = on_disk_.nb_snapshots;
     if (on_disk_.nb_snapshots != 0)  // its length is not known without reading it
       add_region("the snapshot table", on_disk_.snapshots_offset, 1);
     if (header_.bitmaps)

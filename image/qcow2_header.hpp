@@ -22,6 +22,7 @@ struct Qcow2Header {
   std::uint32_t l1_entries = 0;
   bool dirty_refcounts = false;
   bool extended_l2 = false;
+  std::uint32_t snapshots = 0;  // internal ones
   qcow2::Compression compression = qcow2::Compression::zlib;
 
   std::string backing_name;    // empty: none

@@ -334,6 +334,10 @@ class SimEnvironment final : public backup::Environment {
     live();
   }
 
+  void remove_bitmap_offline(const std::string& image, const std::string& bitmap) override {
+    fail(ENOTSUP, "qemu-img bitmap --remove {} {}: no disk is made larger here", image, bitmap);
+  }
+
   bool stop_requested() override { return host_->interrupted(); }
 
  private:

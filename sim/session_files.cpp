@@ -39,6 +39,18 @@ class SimFiles final : public backup::Files {
     return image->backing()->path;
   }
 
+  std::optional<backup::Qcow2Summary> summary_of(const std::string& path) override {
+    look();
+    const MemoryImage* image = store().image(path);
+    if (image == nullptr || image->format() != "qcow2")
+      return std::nullopt;
+    backup::Qcow2Summary summary;
+    summary.size = image->granules() * image->granule_size();
+    if (const auto backing = image->backing())
+      summary.backing_format = backing->format;
+    return summary;  // no disk is made larger here
+  }
+
   void check_readable(const std::string& path) override {
     look();
     if (!exists(path))

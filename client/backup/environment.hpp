@@ -27,6 +27,14 @@ class Lock {
   virtual ~Lock() = default;
 };
 
+/// What a qcow2 image's header and bitmap directory say.
+struct Qcow2Summary {
+  std::uint64_t size = 0;  // of the disk, bytes
+  std::uint32_t snapshots = 0;
+  std::string backing_format;                     // empty: not recorded
+  std::vector<std::string> inconsistent_bitmaps;  // where no QEMU has it open
+};
+
 /// Paths are this machine's. All functions block, and throw Error with the path.
 class Files {
  public:
@@ -40,6 +48,8 @@ class Files {
   /// The image that a qcow2 image says it lies over, without symbolic links; nothing where it has
   /// none, or is no qcow2 image, or is not there. Throws Error where it cannot be read.
   virtual std::optional<std::string> backing_of(const std::string& path) = 0;
+  /// Nothing where it is no qcow2 image. Throws Error where it cannot be read.
+  virtual std::optional<Qcow2Summary> summary_of(const std::string& path) = 0;
   /// Throws Error where the image cannot be opened for reading.
   virtual void check_readable(const std::string& path) = 0;
   /// Throws Error where a plugin with the same `backing` could not open the image for reading, or
@@ -166,6 +176,8 @@ class Environment {
   /// Commits an overlay that no QEMU has open into its backing file, and returns when that is
   /// durable. Throws Error with what was said.
   virtual void commit_offline(const std::string& overlay) = 0;
+  /// Removes a bitmap of a qcow2 image that no QEMU has open. Throws Error with what was said.
+  virtual void remove_bitmap_offline(const std::string& image, const std::string& bitmap) = 0;
   /// Whether the session should end early: its user wants it to.
   virtual bool stop_requested() = 0;
 };

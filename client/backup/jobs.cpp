@@ -9,6 +9,7 @@
 
 #include "client/backup/breaks.hpp"
 #include "client/backup/commit_guard.hpp"
+#include "client/backup/obstacles.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/block_nodes.hpp"
 
@@ -187,6 +188,8 @@ asio::awaitable<void> move_guest(qmp::Client& qmp, Files& files, ActiveCommit co
   co_await qmp.call(job_complete, kHurry);
   qapi::JobInfo info = co_await wait_until_pending(qmp, commit);
   if (info.status == "pending") {
+    const std::vector<std::string> only_node{commit.top};
+    co_await check_for_snapshots(qmp, only_node, kHurry);
     if (!broken("mark-after-finalize"))
       mark_committed(files, commit.overlay_local);  // the guest's writes wait
     if (commit.stops_guest)

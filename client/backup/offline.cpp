@@ -67,6 +67,44 @@ std::string folder_of_overlays(const std::optional<Journal>& journal, const std:
   return overlay_dir;
 }
 
+/// Why the overlays, lowest first, cannot be committed, and what to do; empty where they can.
+/// Removes what is of no use to anybody and would keep the base from growing.
+std::string clear_the_way(Environment& environment, const std::string& base,
+                          const std::vector<std::string>& overlays) {
+  Files& files = environment.files();
+  std::uint64_t size = 0;
+  bool base_is_qcow2 = false;  // what a raw one begins with is the guest's
+  for (const std::string& overlay : overlays) {
+    const std::optional<Qcow2Summary> summary = files.summary_of(overlay);
+    if (!summary)
+      continue;
+    if (summary->snapshots != 0)
+      return fmt::format(
+          "{0}: holds snapshots of the guest that would go with it ({1}), so nothing is committed: "
+          "start the guest on it to use them, or remove them ('qemu-img snapshot -l {0}' shows "
+          "them, 'qemu-img snapshot -d NAME {0}' removes one), then run this again",
+          overlay, summary->snapshots);
+    if (overlay == overlays.front())
+      base_is_qcow2 = summary->backing_format == "qcow2";
+    size = std::max(size, summary->size);
+  }
+  if (!base_is_qcow2)
+    return {};
+  const std::optional<Qcow2Summary> summary = files.summary_of(base);
+  if (!summary || size <= summary->size)
+    return {};
+  for (const std::string& bitmap : summary->inconsistent_bitmaps)
+    if (!session_of(bitmap))
+      return fmt::format(
+          "{0}: has an inconsistent bitmap of other software ({1}), and the disk was made larger: "
+          "nothing can be committed into such an image. 'qemu-img bitmap --remove {0} {1}', then "
+          "run this again",
+          base, bitmap);
+  for (const std::string& bitmap : summary->inconsistent_bitmaps)
+    environment.remove_bitmap_offline(base, bitmap);
+  return {};
+}
+
 }  // namespace
 
 Settled recover_offline(Environment& environment, const std::string& image,
@@ -99,6 +137,10 @@ Settled recover_offline(Environment& environment, const std::string& image,
         base, overlays.back(), overlays.back()));
     return settled;
   }
+  if (std::string why = clear_the_way(environment, base, overlays); !why.empty()) {
+    settled.problems.push_back(std::move(why));
+    return settled;
+  }
   const std::string lowest = base_below(files, base);
   const auto remove_committed = [&](const std::string& overlay) {
     files.check_unused(overlay);
@@ -126,6 +168,8 @@ Settled recover_offline(Environment& environment, const std::string& image,
     environment.commit_offline(top);
     settled.done.push_back(fmt::format("committed {} into {}", top,
                                        overlays.size() > 1 ? overlays[overlays.size() - 2] : base));
+    if (overlays.size() > 1)
+      move_current(files, top, overlays[overlays.size() - 2]);
     remove_overlay(files, top, lowest);
     settled.done.push_back(fmt::format("removed {}", top));
   }

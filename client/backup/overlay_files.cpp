@@ -239,6 +239,22 @@ void remove_current(Files& files, const std::string& overlay) {
       files.remove(folder + "/" + name);
 }
 
+void move_current(Files& files, const std::string& overlay, const std::string& below) {
+  const std::string folder = folder_of(overlay);
+  for (const std::string& name : files.list(folder)) {
+    if (!name.starts_with(kCurrent))
+      continue;
+    const std::string path = first_line(files, folder + "/" + name);
+    if (base_name(path) != base_name(overlay))
+      continue;
+    const bool beside = folder_of(below) == folder;
+    const std::string next = beside ? folder_of(path) + "/" + std::string(base_name(below)) : below;
+    files.write_text(folder_of(below) + "/" + name, next + "\n");
+    if (!beside)
+      files.remove(folder + "/" + name);
+  }
+}
+
 void mark_committed(Files& files, const std::string& overlay) {
   change_mark(files, overlay, kCommitted);
 }

@@ -30,6 +30,10 @@ bool is_half_made(Files& files, const std::string& overlay);
 /// Nobody is to start a guest on the overlay any more: the file that says so goes.
 void remove_current(Files& files, const std::string& overlay);
 
+/// Where the next guest was to be started on the overlay, it is to be started on `below`, which has
+/// all of it now.
+void move_current(Files& files, const std::string& overlay, const std::string& below);
+
 /// No guest may write to overlay or base meanwhile. Durable on return.
 void mark_committed(Files& files, const std::string& overlay);
 void unmark_committed(Files& files, const std::string& overlay);

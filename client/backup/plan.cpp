@@ -8,6 +8,7 @@
 #include "base/units.hpp"
 #include "client/backup/bitmap_parts.hpp"
 #include "client/backup/breaks.hpp"
+#include "client/backup/obstacles.hpp"
 
 namespace nbdelta::client::backup {
 namespace {
@@ -158,6 +159,14 @@ void check_stack(const GuestDisk& disk, const std::string& chain) {
   }
 }
 
+/// The session would commit the overlay, at its beginning or end, and could not; and QEMU deletes
+/// snapshots in what the guest writes to only, which it would be no more.
+void check_snapshots(const GuestDisk& disk) {
+  for (const StackedOverlay& overlay : disk.overlays)
+    if (const std::string why = snapshots_in(overlay.path, overlay.snapshots); !why.empty())
+      refuse(EBUSY, "{}: {}, then back up again", disk.name, why);
+}
+
 /// Above every number that was used before.
 std::uint32_t next_number(const Situation& situation, const std::string& chain) {
   std::uint32_t highest = situation.highest_number;
@@ -227,6 +236,12 @@ Plan make_plan(const Situation& situation, const Options& options) {
         is_selected(disk, options.exclude))
       continue;
     check_stack(disk, plan.id.chain);
+    check_snapshots(disk);
+    if (const std::string why = obstacle_in(disk); !why.empty()) {
+      if (has_grown(disk) || options.tracking == Tracking::overlay)
+        refuse(EBUSY, "{}: {}", disk.name, why);
+      plan.notes.push_back(fmt::format("{}: {}", disk.name, why));  // for a short while only
+    }
     DiskPlan disk_plan;
     disk_plan.disk = disk;
     const DiskEntry* previous = situation.latest ? situation.latest->find(disk.name) : nullptr;

@@ -95,6 +95,7 @@ class Session {
   void check_ports() const;
   void check_image(const GuestDisk& disk) const;
   asio::awaitable<void> prepare();
+  asio::awaitable<void> remove_inconsistent_bitmaps();
   asio::awaitable<void> check_sizes();
   asio::awaitable<void> add_overlay(Disk& disk, JournalDisk& entry);
   JournalDisk journal_disk(const Disk& disk) const;

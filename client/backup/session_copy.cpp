@@ -12,6 +12,7 @@
 #include "client/backup/bitmap_parts.hpp"
 #include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
+#include "client/backup/obstacles.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "qapi/export_commands.hpp"
 #include "qapi/job_commands.hpp"
@@ -43,8 +44,14 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     co_return;
   if (journal_->phase != phase::kAbsorb)
     enter(phase::kAbsorb);
-  if (into_base)
+  std::vector<std::string> to_go;
+  for (std::size_t i = 0; i < overlays.size() - (into_base ? 0 : 1); ++i)
+    to_go.push_back(overlays[i].node_name);
+  co_await check_for_snapshots(*qmp_, to_go);
+  if (into_base) {
+    co_await let_base_grow(*qmp_, guest);
     co_await reopen_base(*qmp_, guest, image::Access::read);
+  }
   LowerCommit commit{.job = lower_job_name(plan_.id, disk.index),
                      .active = node,
                      .above = node,

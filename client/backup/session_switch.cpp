@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "client/backup/breaks.hpp"
+#include "client/backup/obstacles.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/time_text.hpp"
 #include "qapi/job_commands.hpp"
@@ -109,7 +110,22 @@ asio::awaitable<void> Session::prepare() {
   const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
   if (state.running)
     co_await quiescence_.prepare();
+  co_await remove_inconsistent_bitmaps();
   co_await check_sizes();
+}
+
+/// They can be removed while the guest writes to the base only, and would keep that from growing.
+asio::awaitable<void> Session::remove_inconsistent_bitmaps() {
+  for (const Disk& disk : disks_) {
+    const GuestDisk& guest = disk.plan.disk;
+    if (!guest.overlays.empty())
+      continue;
+    for (const std::string& name : inconsistent_bitmaps(guest, Owner::ours)) {
+      const qapi::BlockDirtyBitmapRemove block_dirty_bitmap_remove{.node = guest.base_node,
+                                                                   .name = name};
+      co_await qmp_->call(block_dirty_bitmap_remove);
+    }
+  }
 }
 
 /// An overlay of another size would change the guest's disk.

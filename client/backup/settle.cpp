@@ -8,6 +8,7 @@
 
 #include "client/backup/breaks.hpp"
 #include "client/backup/jobs.hpp"
+#include "client/backup/obstacles.hpp"
 #include "client/backup/overlay_files.hpp"
 #include "client/backup/plan.hpp"
 #include "client/json_text.hpp"
@@ -27,6 +28,14 @@ asio::awaitable<std::optional<std::string>> try_step(Step step) {
   } catch (const Error& error) {
     co_return error.what();
   }
+}
+
+std::vector<std::string> node_names_of(const std::vector<StackedOverlay>& overlays,
+                                       std::size_t first) {
+  std::vector<std::string> names;
+  for (std::size_t i = first; i < overlays.size(); ++i)
+    names.push_back(overlays[i].node_name);
+  return names;
 }
 
 std::string advice(const std::string& error) {
@@ -208,6 +217,7 @@ asio::awaitable<bool> Settler::end_overlays(GuestDisk& disk, std::optional<Journ
   if (!broken("stale-header"))
     co_await name_backing_files(disk);
   mark_what_was_below(disk);
+  co_await let_base_grow(*qmp_, disk);
   if (tracking_of(disk, journal) == repository::kByOverlay) {
     const auto last = std::find_if(overlays.begin(), overlays.end(), [&](const auto& overlay) {
       return repository_ == nullptr || is_durable(overlay.session);
@@ -286,6 +296,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
                                             std::optional<Journal>& journal) {
   std::vector<StackedOverlay>& overlays = disk.overlays;
   const StackedOverlay& top = overlays[first];
+  co_await check_for_snapshots(*qmp_, node_names_of(overlays, first));
   enter_commit(journal);
   co_await reopen_base(*qmp_, disk, image::Access::read);
   const LowerCommit commit{.job = lower_job_name(top.session, disk.index),
@@ -311,6 +322,8 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
 
 asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal>& journal) {
   const StackedOverlay overlay = disk.overlays.front();
+  const std::vector<std::string> only_node{overlay.node_name};
+  co_await check_for_snapshots(*qmp_, only_node);
   enter_commit(journal);
   const ActiveCommit commit{.job = active_job_name(overlay.session, disk.index),
                             .top = disk.top,

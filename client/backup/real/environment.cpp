@@ -169,6 +169,10 @@ class RealEnvironment final : public Environment {
                   overlay});
   }
 
+  void remove_bitmap_offline(const std::string& image, const std::string& bitmap) override {
+    run_qemu_img({"qemu-img", "bitmap", "--remove", "-f", "qcow2", image, bitmap});
+  }
+
   bool stop_requested() override { return stop_.stop_requested(); }
 
  private:

@@ -16,6 +16,7 @@
 #include "base/arithmetic.hpp"
 #include "client/backup/options.hpp"
 #include "image/chain.hpp"
+#include "image/dirty_bitmap.hpp"
 #include "image/image_lock.hpp"
 #include "image/permitted_file.hpp"
 #include "image/qcow2_header.hpp"
@@ -67,6 +68,8 @@ class RealFiles final : public Files {
       const image::Disk disk =
           image::Disk::open(path, {.permitted_folders = {}, .locking = image::Locking::off});
       bool empty = true;
+      if (image::read_qcow2_header(File::open(path, O_RDONLY)).snapshots != 0)
+        return false;
       image::View::layer(disk).for_each_extent(0, disk.size(), [&](const image::Extent& extent) {
         empty = extent.state == image::State::unchanged;
         return empty;
@@ -87,6 +90,23 @@ class RealFiles final : public Files {
     if (header.backing_name.empty())
       return std::nullopt;
     return canonical((fs::path(path).parent_path() / header.backing_name).string());
+  }
+
+  std::optional<Qcow2Summary> summary_of(const std::string& path) override {
+    const File file = File::open(path, O_RDONLY);
+    if (!image::has_qcow2_magic(file))
+      return std::nullopt;
+    const image::Qcow2Header header = image::read_qcow2_header(file);
+    Qcow2Summary summary{.size = header.size,
+                         .snapshots = header.snapshots,
+                         .backing_format = header.backing_format,
+                         .inconsistent_bitmaps = {}};
+    if (header.bitmaps)
+      for (const image::DirtyBitmap::Info& bitmap :
+           image::read_bitmap_directory(file, *header.bitmaps, header.cluster_size()))
+        if (bitmap.in_use)
+          summary.inconsistent_bitmaps.push_back(bitmap.name);
+    return summary;
   }
 
   void check_readable(const std::string& path) override {

@@ -82,6 +82,9 @@ class GuardedEnvironment final : public Environment {
     return real_->pull(std::move(request), counters);
   }
   void commit_offline(const std::string& overlay) override { real_->commit_offline(overlay); }
+  void remove_bitmap_offline(const std::string& image, const std::string& bitmap) override {
+    real_->remove_bitmap_offline(image, bitmap);
+  }
   bool stop_requested() override { return false; }
 
  private:

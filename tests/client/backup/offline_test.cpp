@@ -144,6 +144,48 @@ TEST_P(Offline, AStackOfTwoIsCommittedFromTheTop) {
   expect_truth_in_base();
 }
 
+/// A commit does not take them along.
+TEST_P(Offline, SnapshotsInAnOverlayStay) {
+  two_overlays();
+  write_current(files_, overlay(2), overlay(2), "disk.img");
+  qemu_img({"snapshot", "-c", "lunch", overlay(1)});
+  const Settled settled = recover();
+  EXPECT_EQ(settled.done, List{});
+  ASSERT_EQ(settled.problems.size(), 1U);
+  EXPECT_TRUE(mentions(settled.problems, overlay(1) + ": holds snapshots of the guest"));
+  EXPECT_TRUE(mentions(settled.problems, "'qemu-img snapshot -d NAME " + overlay(1) + "'"));
+  EXPECT_TRUE(files_.exists(overlay(2)));
+  qemu_img({"snapshot", "-d", "lunch", overlay(1)});
+  keep_truth(overlay(2), "qcow2");
+  EXPECT_EQ(recover().problems, List{});
+  expect_truth_in_base();
+}
+
+TEST_P(Offline, AnOverlayThatHoldsNothingButASnapshotIsNotEmpty) {
+  create_overlay(files_, overlay(1), base_, kSize, base_,
+                 image::parse_format(format(), "the test"));
+  EXPECT_TRUE(files_.overlay_is_empty(overlay(1)));
+  qemu_img({"snapshot", "-c", "lunch", overlay(1)});
+  EXPECT_FALSE(files_.overlay_is_empty(overlay(1)));
+}
+
+/// The guest starts on what has it all, whatever failed.
+TEST_P(Offline, WhatTheGuestStartsOnIsRightAfterACommitThatFailed) {
+  two_overlays();
+  keep_truth(overlay(2), "qcow2");
+  write_current(files_, overlay(2), overlay(2), "disk.img");
+  {
+    const NbdServer reader = NbdServer::delta({"image=" + base_, "format=" + format()});
+    EXPECT_THROW(recover(), Error);
+  }
+  EXPECT_FALSE(files_.exists(overlay(2)));
+  EXPECT_EQ(files_.read_text(folder_of(base_) + "/nbdelta-current-disk.img"), overlay(1) + "\n");
+  EXPECT_EQ(difference(overlay(1), "qcow2", truth_, "raw"), "");
+  EXPECT_EQ(recover().problems, List{});
+  EXPECT_FALSE(files_.exists(folder_of(base_) + "/nbdelta-current-disk.img"));
+  expect_truth_in_base();
+}
+
 TEST_P(Offline, CanBeRepeated) {
   two_overlays();
   keep_truth(overlay(2), "qcow2");

@@ -30,7 +30,7 @@ GuestDisk disk(const std::string& name) {
   disk.top = "top-" + name;
   disk.base_node = "top-" + name;
   disk.base_path = disk.base_local = "/vm/" + name + ".qcow2";
-  disk.size = kGiB;
+  disk.size = disk.base_size = kGiB;
   disk.can_keep_bitmaps = true;
   return disk;
 }
@@ -304,6 +304,72 @@ INSTANTIATE_TEST_SUITE_P(
             },
             MapSource::none, "not in the last restore point"}),
     [](const auto& row) { return row.param.name; });
+
+/// What would go, or could not be committed, is seen before anything is touched.
+TEST(Plan, ADiskWhoseOverlaysCannotBeCommittedIsRefused) {
+  struct Case {
+    const char* name;
+    std::function<void(Situation&, Options&)> change;
+    const char* message;  // a part of it; empty: it is not refused
+  };
+  const auto by_overlay = [](Situation& s, Options& o) {
+    o.tracking = Tracking::overlay;
+    s.latest->disks[0].tracking = repository::kByOverlay;
+    s.inventory.disks[0].bitmaps.clear();
+    s.inventory.disks[0].overlays = {overlay(3), overlay(2)};
+  };
+  const auto foreign = [](Situation& s) {
+    s.inventory.disks[0].bitmaps.push_back(bitmap("theirs"));
+    s.inventory.disks[0].bitmaps.back().inconsistent = true;
+  };
+  const Case kCases[] = {
+      {"snapshot_in_one_that_is_committed_first",
+       [](Situation& s, Options&) {
+         s.inventory.disks[0].overlays = {overlay(2)};
+         s.inventory.disks[0].overlays[0].snapshots = {"s1", "s2"};
+       },
+       "(s1, s2)"},
+      {"snapshot_in_the_layer",
+       [&](Situation& s, Options& o) {
+         by_overlay(s, o);
+         s.inventory.disks[0].overlays[1].snapshots = {"s1"};
+       },
+       "(s1)"},
+      {"foreign_bitmap_where_an_overlay_is_to_stay",
+       [&](Situation& s, Options& o) {
+         o.tracking = Tracking::overlay;
+         foreign(s);
+       },
+       "block-dirty-bitmap-remove, node top-vda"},
+      {"foreign_bitmap_below_a_disk_that_has_grown",
+       [&](Situation& s, Options&) {
+         foreign(s);
+         s.inventory.disks[0].overlays = {overlay(2)};
+         s.inventory.disks[0].size = 2 * kGiB;
+       },
+       "'qemu-img bitmap --remove /vm/vda.qcow2 theirs'"},
+      {"foreign_bitmap_below_an_overlay",
+       [&](Situation& s, Options&) {
+         foreign(s);
+         s.inventory.disks[0].overlays = {overlay(2)};
+       },
+       ""},
+  };
+  for (const Case& each : kCases) {
+    Situation situation = usual();
+    Options options;
+    options.qmp = "/run/vm.qmp";
+    each.change(situation, options);
+    std::string message;
+    try {
+      make_plan(situation, options);
+    } catch (const Refused& error) {
+      message = error.what();
+    }
+    EXPECT_NE(message.find(each.message), std::string::npos) << each.name << ": " << message;
+    EXPECT_EQ(message.empty(), *each.message == '\0') << each.name << ": " << message;
+  }
+}
 
 TEST(Plan, AFirstBackupBeginsAChain) {
   Situation situation = usual();
