@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <boost/json/serialize.hpp>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -93,6 +94,12 @@ TEST_F(StackElsewhere, IsLeftAloneWhereAnotherQemuRunsOnIt) {
     Machine copy({{.name = "vda", .size = 64 << 20}});
     Points points(copy);
     fs::copy(points_.repository(), points.repository(), fs::copy_options::recursive);
+    EXPECT_EQ(run(points.command("recover", in_folder_)).status, 3);
+    // Where it had been begun at the copy's address, which tells it from nobody else's.
+    const std::string journal = points.vm_folder() + "/nbdelta-session.json";
+    json::object text = json::parse(text_of_file(journal)).as_object();
+    text["qmp"] = copy.qmp();
+    std::ofstream(journal) << text;
     const Outcome recover = run(points.command("recover", in_folder_));
     EXPECT_THAT(recover.out + recover.err, HasSubstr("somebody else has it open")) << recover.err;
     EXPECT_FALSE(fs::is_empty(overlays_.path()));
