@@ -39,8 +39,8 @@ struct GuestDisk {
   std::string base_node;
   std::string base_file_node;  // its protocol node
   std::string detect_zeroes = "off";
-  std::string base_path;        // QEMU's
-  std::string base_local;       // without symbolic links
+  std::string base_path;   // QEMU's
+  std::string base_local;  // without symbolic links
   image::Format base_format = image::Format::qcow2;
   std::string backing_node;               // the next below the base; empty: none
   std::vector<std::string> behind_base;   // QEMU's paths: its backing chain, external data files

@@ -18,7 +18,7 @@ struct MachineDisk {
   std::string name;              // id of the device
   std::string format = "qcow2";  // or "raw"
   std::uint64_t size = 32 << 20;
-  bool direct = false;  // cache.direct; not with by_drive
+  bool direct = false;       // cache.direct; not with by_drive
   bool by_drive = false;     // -drive: QEMU makes the node names up
   std::string backing = {};  // path of a qcow2 image below
   std::string options = {};  // of qemu-img create
