@@ -21,9 +21,9 @@ void World::see_event(const std::string& name, const qapi::json::object& data) {
   told_of_threshold_ |= listens_ && name == qapi::BlockWriteThresholdEvent::kName;
 }
 
-/// Between two turns of QEMU's, as its main loop does it.
+/// Between two turns of QEMU's, as its main loop does it. A guest that stands lets no device go.
 void World::unplug_when_due() {
-  if (!unplug_ || !guest_lives() || qemu_->agent.frozen())
+  if (!unplug_ || !guest_lives() || qemu_->agent.frozen() || qemu_->fake.run_state() != "running")
     return;
   const std::size_t disk = contents_.size() - 1;
   Device& device = qemu_->fake.graph().devices()[disk];

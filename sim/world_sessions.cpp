@@ -311,6 +311,8 @@ void World::run() {
     if (!frozen_since_ && !commit_is_ending()) {  // else the last one's have not done yet
       guardian_was_killed_ = false;
       stops_ = 0;
+      if (held_since_)  // this session is the first that can put it right
+        held_since_ = time_.now();
     }
     interrupted_ = listens_ = told_of_threshold_ = false;
     pulling_ = 0;

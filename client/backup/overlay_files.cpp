@@ -292,16 +292,20 @@ bool is_half_made(Files& files, const std::string& overlay) {
   return !files.backing_of(overlay);
 }
 
+void mark_merged(Files& files, const std::string& overlay) {
+  if (!files.exists(overlay) || is_committed(files, overlay))
+    return;
+  try {
+    mark_committed(files, overlay);
+  } catch (const Error&) {  // no room: its removal makes some
+  }
+}
+
 bool remove_overlay(Files& files, const std::string& overlay, const std::string& base) {
   const bool was_there = files.exists(overlay);
   remove_current(files, overlay);
   // The mark is there from before to after: whoever finds a part of the rest knows what it is.
-  if (was_there && !is_committed(files, overlay)) {
-    try {
-      mark_committed(files, overlay);
-    } catch (const Error&) {  // no room: this makes some
-    }
-  }
+  mark_merged(files, overlay);
   if (broken("mark-removed-first"))
     files.remove(mark_path(overlay, kCommitted));
   files.remove(overlay);

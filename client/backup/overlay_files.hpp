@@ -36,6 +36,9 @@ void move_current(Files& files, const std::string& overlay, const std::string& b
 
 /// No guest may write to overlay or base meanwhile. Durable on return.
 void mark_committed(Files& files, const std::string& overlay);
+/// The same for one of several that were committed together, before the first of them goes: what is
+/// left of them counts no more. Does nothing where there is no room for a mark.
+void mark_merged(Files& files, const std::string& overlay);
 void unmark_committed(Files& files, const std::string& overlay);
 bool is_committed(Files& files, const std::string& overlay);
 

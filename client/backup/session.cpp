@@ -127,7 +127,7 @@ asio::awaitable<void> Session::check_commands(const qapi::Greeting& greeting) {
              version_text(greeting), needed);
 }
 
-asio::awaitable<void> Session::check_guest() {
+asio::awaitable<void> Session::check_not_migrating() {
   const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
   const qapi::MigrationInfo migration = co_await qmp_->call(qapi::QueryMigrate{});
   static const std::set<std::string> kMigrating{"setup",      "active",     "postcopy-active",
@@ -137,6 +137,11 @@ asio::awaitable<void> Session::check_guest() {
       state.status == "finish-migrate" || kMigrating.count(migration.status.value_or("")))
     refuse(EBUSY, "the guest is migrating ({}); try again when it has arrived",
            migration.status.value_or(state.status));
+}
+
+/// After an earlier session was put right, which may have left the guest stopped.
+asio::awaitable<void> Session::check_running() {
+  const qapi::RunState state = co_await qmp_->call(qapi::QueryStatus{});
   if (state.running)
     co_return;
   if (options_->quiesce == Quiesce::require)
@@ -275,7 +280,8 @@ asio::awaitable<Plan> Session::make_plan_now() {
 
 asio::awaitable<Forecast> Session::forecast() {
   co_await connect();
-  co_await check_guest();
+  co_await check_not_migrating();
+  co_await check_running();
   Forecast forecast;
   journal_ = read_journal(environment_->files(), options_->folder);
   check_not_open();
@@ -296,8 +302,9 @@ asio::awaitable<void> Session::open_session() {
   journal_ = read_journal(environment_->files(), options_->folder);
   co_await thaw_window();
   co_await connect();
-  co_await check_guest();
+  co_await check_not_migrating();
   co_await settle_leftover();
+  co_await check_running();
   points.remove_unfinished();
   plan_ = co_await make_plan_now();
   for (const std::string& note : plan_.notes)

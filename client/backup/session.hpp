@@ -80,7 +80,8 @@ class Session {
   asio::awaitable<void> open_channel();
   asio::awaitable<void> connect();
   asio::awaitable<void> check_commands(const qapi::Greeting& greeting);
-  asio::awaitable<void> check_guest();
+  asio::awaitable<void> check_not_migrating();
+  asio::awaitable<void> check_running();
   asio::awaitable<void> check_is_sessions_guest();
   bool may_be_frozen() const;
   asio::awaitable<std::string> thaw_leftover();

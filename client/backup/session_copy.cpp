@@ -79,6 +79,8 @@ asio::awaitable<void> Session::absorb(Disk& disk) {
     fail(error.error_number(), "{}: {}{}", guest.name, error.what(), trouble);
   }
   const std::size_t stay = into_base ? 0 : 1;
+  for (std::size_t i = 0; i < overlays.size() - stay; ++i)
+    mark_merged(environment_->files(), overlays[i].local);
   while (overlays.size() > stay) {
     const StackedOverlay& merged = overlays.front();
     const std::string refusal = co_await remove_node(*qmp_, merged.node_name);

@@ -166,8 +166,13 @@ asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
       ++others;
       continue;
     }
-    const qapi::BlockExportDel block_export_del{.id = info.id};
-    co_await qmp_->call(block_export_del);
+    try {
+      const qapi::BlockExportDel block_export_del{.id = info.id};
+      co_await qmp_->call(block_export_del);
+    } catch (const qapi::CommandError& error) {
+      if (error.description().find("is not found") == std::string::npos)
+        throw;  // else one that was deleted before has ended meanwhile
+    }
     settled_.done.push_back(fmt::format("removed the export {}", info.id));
     ours_was_there = true;
   }
@@ -310,6 +315,8 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
                            .base_local = disk.base_local,
                            .base_format = disk.base_format};
   co_await commit_below(*qmp_, environment_->files(), commit);
+  for (std::size_t i = first; i < overlays.size(); ++i)
+    mark_merged(environment_->files(), overlays[i].local);
   while (overlays.size() > first) {
     settled_.done.push_back(
         fmt::format("{}: committed {} into {}", disk.name, overlays.back().path, disk.base_path));
