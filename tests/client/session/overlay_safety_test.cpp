@@ -185,8 +185,8 @@ TEST(PreparedOverlay, ThatAGuestWasStartedOnSurvivesTheRecoveryOfAnotherDisk) {
   Points points(machine);
   int asked = 0;
   watched(machine, points, "backup", kByOverlay, [&](QmpTap& tap, const json::object& command) {
-    // Twice before anything was touched, then when the overlays are there.
-    if (command.at("execute") == "query-status" && ++asked == 3)
+    // Three times before anything was touched, then when the overlays are there.
+    if (command.at("execute") == "query-status" && ++asked == 4)
       tap.kill_client();
   });
   ASSERT_EQ(points.phase(), "prepare");
