@@ -405,7 +405,14 @@ asio::awaitable<bool> reopen_base(qmp::Client& qmp, GuestDisk disk, image::Acces
     options["cache"] = {{"direct", true}};
   qapi::BlockdevReopen reopen;
   reopen.options.push_back(std::move(options));
-  co_await qmp.call(reopen);
+  bool refused = false;
+  try {
+    co_await qmp.call(reopen);
+  } catch (const qapi::CommandError&) {  // an external data file would have to be named, too
+    refused = true;
+  }
+  if (refused)
+    co_await reopen_by_human_monitor(qmp, disk.base_node, access);
   co_return !writable;
 }
 
