@@ -280,6 +280,23 @@ TEST_P(NamelessBase, IsReadAgainAfterACommitThatWasGivenUp) {
   EXPECT_EQ(machine.difference_from_model(disk), "");
 }
 
+/// Whoever opens that again by its options would have to name the data file, too.
+TEST(BaseWithADataFile, IsReadAgainAfterACommitThatWasGivenUp) {
+  const TempFolder data;
+  Machine machine(
+      {{.name = "vda", .size = 64 << 20, .options = "data_file=" + (data / "vda.raw")}});
+  Points points(machine);
+  const MachineDisk& disk = machine.disks().front();
+  points.backup();
+  run_ok(points.command("begin", {"--quiesce", "no"}));
+  machine.write(disk, "write -P 5 0 48M");
+  run(points.command("end", {"--failure", "--commit-deadline", "0"}));
+  ASSERT_THAT(machine.leftovers(), Not(IsEmpty())) << "the overlay was committed in no time";
+  points.backup();
+  EXPECT_THAT(machine.leftovers(), IsEmpty());
+  points.check();
+}
+
 INSTANTIATE_TEST_SUITE_P(By, NamelessBase, ::testing::Bool(), [](const auto& row) {
   return std::string(row.param ? "drive" : "blockdev");
 });
