@@ -244,9 +244,11 @@ TEST(BlockDevice, SmallerThanItsOverlayIsNamed) {
     // Takes the overlay off: what names it would stay in /dev.
     run_ok(points.command("backup",
                           {"--quiesce", "no", "--disk", "vdb", "--overlay-dir", machine.folder()}));
-    for (const auto& entry : std::filesystem::directory_iterator("/dev"))
-      if (entry.path().filename().string().starts_with("nbdelta-"))
+    for (const auto& entry : std::filesystem::directory_iterator("/dev")) {
+      if (entry.path().filename().string().starts_with("nbdelta-")) {
         EXPECT_THAT(text_of_file(entry.path()), Not(HasSubstr(machine.folder()))) << entry.path();
+      }
+    }
     machine.quit();
   }
   run_ok({"losetup", "--detach", device});
