@@ -384,7 +384,9 @@ class SimEnvironment final : public backup::Environment {
       host.qemu_process()->spawn(host.agent()->serve(std::move(theirs)));
       co_return std::move(ours);
     };
-    backup::Guardian guardian(connect, std::move(session), process.clock(), 1000);
+    // An agent that was busy answers to those before, too: each has numbers of its own.
+    const std::int64_t seed = process.clock().now().time_since_epoch().count();
+    backup::Guardian guardian(connect, std::move(session), process.clock(), seed);
     try {
       co_await guardian.run();
     } catch (const Error&) {  // it says so to nobody here

@@ -67,6 +67,45 @@ std::string folder_of_overlays(const std::optional<Journal>& journal, const std:
   return overlay_dir;
 }
 
+/// Whether an overlay took the place of another one that lies elsewhere: it is over the base, and
+/// later.
+bool took_the_place(Files& files, const std::string& later, const std::string& overlay) {
+  const auto first = session_of(base_name(overlay));
+  const auto second = session_of(base_name(later));
+  return first && second && first->chain == second->chain && first->number < second->number &&
+         files.modified(overlay) <= files.modified(later);
+}
+
+/// Overlays that were committed and have not gone, the newest first: those that lie over one of the
+/// images that count, and those over them in turn, whose header may still name what was committed
+/// below them. Throws Error (ESTALE) where one of these may count. `overlays`: that count.
+std::vector<std::string> without_effect(Files& files, const std::set<std::string>& images,
+                                        const std::vector<std::string>& overlays) {
+  std::set<std::string> found;
+  std::vector<std::string> left(images.begin(), images.end());
+  while (!left.empty()) {
+    const std::string below = left.back();
+    left.pop_back();
+    for (const std::string& overlay : overlays_directly_over(files, below)) {
+      if (images.count(overlay) || !found.insert(overlay).second)
+        continue;
+      if (!images.count(below) && !is_committed(files, overlay) &&
+          (overlays.empty() || !took_the_place(files, overlays.back(), overlay)))
+        fail(ESTALE,
+             "{0} lies over {1}, which was committed. Where the guest ran on it last, 'qemu-img "
+             "rebase -u -b IMAGE -F FORMAT {0}' with the image below {1} puts that right; "
+             "otherwise remove it",
+             overlay, below);
+      left.push_back(overlay);
+    }
+  }
+  std::vector<std::string> newest_first(found.begin(), found.end());
+  std::sort(newest_first.begin(), newest_first.end(), [](const auto& a, const auto& b) {
+    return session_of(base_name(a))->number > session_of(base_name(b))->number;
+  });
+  return newest_first;
+}
+
 /// Why the overlays, lowest first, cannot be committed, and what to do; empty where they can.
 /// Removes what is of no use to anybody and would keep the base from growing.
 std::string clear_the_way(Environment& environment, const std::string& base,
@@ -148,10 +187,8 @@ Settled recover_offline(Environment& environment, const std::string& image,
     settled.done.push_back(fmt::format("removed {}: it had been committed", overlay));
   };
   // Before anything else: alone, one that was committed would look like the last one.
-  for (const std::string& below : images)
-    for (const std::string& overlay : overlays_directly_over(files, below))
-      if (!images.count(overlay))
-        remove_committed(overlay);
+  for (const std::string& overlay : without_effect(files, images, overlays))
+    remove_committed(overlay);
   for (const std::string& overlay : overlays_beside(files, lowest))
     if (!files.exists(overlay))  // but its mark is there
       remove_overlay(files, overlay, lowest);

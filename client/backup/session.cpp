@@ -544,12 +544,14 @@ asio::awaitable<Settled> Session::recover() {
     lock_ = repository().lock();
     journal_ = read_journal(environment_->files(), options_->folder);
   }
-  const std::string thawed = co_await thaw_leftover();
+  std::string thawed = co_await thaw_leftover();
   co_await connect();
   co_await check_is_sessions_guest();
   if (!options_->folder.empty())
     repository().remove_unfinished();
   settled = co_await settle();
+  if (!thawed.starts_with("thawed") && !thawed.empty())
+    thawed = co_await thaw_leftover();  // a commit that held its writes back kept it from answering
   if (!thawed.empty()) {
     const bool done = thawed.starts_with("thawed");
     std::vector<std::string>& where = done ? settled.done : settled.problems;

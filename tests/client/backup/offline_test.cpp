@@ -4,6 +4,7 @@
 #include "client/backup/offline.hpp"
 
 #include <fmt/format.h>
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -27,6 +28,7 @@ using nbdelta::testing::qemu_img;
 using nbdelta::testing::qemu_io;
 using nbdelta::testing::read_file;
 using nbdelta::testing::TempFolder;
+using ::testing::HasSubstr;
 
 constexpr std::uint64_t kSize = 4 * kMiB;
 constexpr std::int64_t kSince = 1'700'000'000;
@@ -212,6 +214,45 @@ TEST_P(Offline, WhatWasCommittedBelowIsNotCommittedAgain) {
   EXPECT_EQ(settled.done[1], "committed " + overlay(2) + " into " + base_);
   EXPECT_EQ(recover().done, List{});
   expect_truth_in_base();
+}
+
+/// Nobody came to write the second one's header after the first had been committed; the third's was
+/// written, and QEMU died.
+TEST_P(Offline, WhatWasCommittedBelowGoesWithWhatLiesOverIt) {
+  two_overlays();
+  create_overlay(files_, overlay(3), overlay(2), kSize, overlay(2), image::Format::qcow2);
+  qemu_io(overlay(3), "qcow2", {"write -P 31 64k 4k"});
+  keep_truth(overlay(3), "qcow2");
+  environment_->commit_offline(overlay(1));
+  qemu_img({"rebase", "-u", "-f", "qcow2", "-b", base_, "-F", format(), overlay(2)});
+  environment_->commit_offline(overlay(2));
+  qemu_img({"rebase", "-u", "-f", "qcow2", "-b", overlay(1), "-F", "qcow2", overlay(2)});
+  qemu_img({"rebase", "-u", "-f", "qcow2", "-b", base_, "-F", format(), overlay(3)});
+  qemu_io(overlay(3), "qcow2", {"write -P 31 64k 4k"});
+  const Settled settled = recover();
+  EXPECT_EQ(settled.problems, List{});
+  EXPECT_EQ(settled.done,
+            (List{"removed " + overlay(2) + ": it had been committed",
+                  "removed " + overlay(1) + ": it had been committed",
+                  "committed " + overlay(3) + " into " + base_, "removed " + overlay(3)}));
+  expect_truth_in_base();
+}
+
+/// Nothing of it is in the base.
+TEST_P(Offline, WhatCountsOverOneThatWasCommittedIsLeft) {
+  two_overlays();
+  environment_->commit_offline(overlay(1));
+  mark_committed(files_, overlay(1));
+  const auto before = read_file(overlay(2));
+  try {
+    recover();
+    ADD_FAILURE() << "it is not refused";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.error_number(), ESTALE);
+    EXPECT_THAT(error.what(), HasSubstr(overlay(2) + " lies over " + overlay(1)));
+  }
+  EXPECT_TRUE(files_.exists(overlay(1)));
+  EXPECT_EQ(read_file(overlay(2)), before);
 }
 
 TEST_P(Offline, CanBeRepeatedAfterACommitThatWasNotFollowedByTheRemoval) {
