@@ -310,8 +310,8 @@ void World::run() {
     begin_faults(session.faults);
     if (!frozen_since_ && !commit_is_ending()) {  // else the last one's have not done yet
       guardian_was_killed_ = false;
-      stops_ = 0;
-      if (held_since_)  // this session is the first that can put it right
+      stops_ = held_since_ ? 1 : 0;  // whoever began that is dead, and its guard
+      if (held_since_)               // this session is the first that can put it right
         held_since_ = time_.now();
     }
     interrupted_ = listens_ = told_of_threshold_ = false;
