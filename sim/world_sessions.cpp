@@ -121,6 +121,8 @@ bool World::run_in_process(const std::string& what,
   log(what);
   if (frozen_since_ && guardian_was_killed_)
     frozen_since_ = time_.now();  // there was nobody who could thaw it: it begins anew
+  if (held_since_ && stops_ == 0)
+    stops_ = 1;  // whoever began that has ended, and this one may be stopped like it
   ++runs_;
   nbdelta_ = std::make_unique<Process>(time_, "nbdelta");
   const auto environment = session_environment(*this, *nbdelta_);
@@ -310,8 +312,8 @@ void World::run() {
     begin_faults(session.faults);
     if (!frozen_since_ && !commit_is_ending()) {  // else the last one's have not done yet
       guardian_was_killed_ = false;
-      stops_ = held_since_ ? 1 : 0;  // whoever began that is dead, and its guard
-      if (held_since_)               // this session is the first that can put it right
+      stops_ = 0;
+      if (held_since_)  // this session is the first that can put it right
         held_since_ = time_.now();
     }
     interrupted_ = listens_ = told_of_threshold_ = false;

@@ -284,15 +284,26 @@ void Settler::mark_what_was_below(const GuestDisk& disk) {
   }
 }
 
-/// From here on bases are written to by commits.
-void Settler::enter_commit(std::optional<Journal>& journal) {
-  if (!journal || journal->phase == phase::kCommit || journal->phase == phase::kKept)
-    return;
-  journal->phase = phase::kCommit;
-  journal->since = environment_->wall_clock();
+/// From here on a base is written to by a commit: the journal says so or, where there is none or no
+/// room for it, the mark of the lowest overlay.
+void Settler::enter_commit(std::optional<Journal>& journal, const std::string& lowest) {
+  Files& files = environment_->files();
+  if (journal && repository_ != nullptr) {
+    try {
+      const std::optional<Journal> saved = read_journal(files, repository_->folder());
+      if (saved && (saved->phase == phase::kCommit || saved->phase == phase::kKept))
+        return;
+      journal->phase = phase::kCommit;
+      journal->since = environment_->wall_clock();
+      save(*journal);
+      return;
+    } catch (
+        const Error&) {  // the guest is put back all the same; the end says it, if it fails too
+    }
+  }
   try {
-    save(*journal);
-  } catch (const Error&) {  // the guest is put back all the same; the end says it, if it fails too
+    mark_committing(files, lowest);
+  } catch (const Error&) {  // likewise
   }
 }
 
@@ -302,7 +313,7 @@ asio::awaitable<void> Settler::commit_lower(GuestDisk& disk, std::size_t first,
   std::vector<StackedOverlay>& overlays = disk.overlays;
   const StackedOverlay& top = overlays[first];
   co_await check_for_snapshots(*qmp_, node_names_of(overlays, first));
-  enter_commit(journal);
+  enter_commit(journal, overlays.back().local);
   co_await reopen_base(*qmp_, disk, image::Access::read);
   const LowerCommit commit{.job = lower_job_name(top.session, disk.index),
                            .active = disk.top,
@@ -331,7 +342,7 @@ asio::awaitable<void> Settler::commit_all(GuestDisk& disk, std::optional<Journal
   const StackedOverlay overlay = disk.overlays.front();
   const std::vector<std::string> only_node{overlay.node_name};
   co_await check_for_snapshots(*qmp_, only_node);
-  enter_commit(journal);
+  enter_commit(journal, overlay.local);
   const ActiveCommit commit{.job = active_job_name(overlay.session, disk.index),
                             .top = disk.top,
                             .base = disk.base_node,

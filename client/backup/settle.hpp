@@ -61,7 +61,7 @@ class Settler {
   asio::awaitable<bool> end_overlays(GuestDisk& disk, std::optional<Journal>& journal);
   asio::awaitable<void> name_backing_files(GuestDisk& disk);
   void mark_what_was_below(const GuestDisk& disk);
-  void enter_commit(std::optional<Journal>& journal);
+  void enter_commit(std::optional<Journal>& journal, const std::string& lowest);
   asio::awaitable<void> commit_lower(GuestDisk& disk, std::size_t first,
                                      std::optional<Journal>& journal);
   asio::awaitable<void> commit_all(GuestDisk& disk, std::optional<Journal>& journal);

@@ -77,11 +77,18 @@ class Points {
     }
   }
 
-  /// Every restore point equals what was remembered; the chain is sound.
-  void check() const {
+  /// Every restore point equals what was remembered; the chain is sound. A file that was found
+  /// right and has not been written to since is not read again.
+  void check() {
     for (const auto& [point, disks] : expected_) {
       for (const auto& [name, copy] : disks) {
         const std::string file = vm_folder() + "/" + point + "/" + name + ".qcow2";
+        std::error_code is_missing;
+        const auto written = std::filesystem::last_write_time(file, is_missing);
+        const auto [checked, is_new] = checked_.emplace(file, written);
+        if (!is_missing && !is_new && checked->second == written)
+          continue;
+        checked->second = written;
         EXPECT_EQ(difference(file, "qcow2", copy, "raw"), "") << file;
         EXPECT_EQ(check_complaints(file), "") << file;
       }
@@ -96,6 +103,7 @@ class Points {
   std::string qmp_;
   std::string folder_;
   std::map<std::string, std::map<std::string, std::string>> expected_;
+  std::map<std::string, std::filesystem::file_time_type> checked_;
 };
 
 inline std::string type_of(const boost::json::value& manifest, std::size_t disk = 0) {
