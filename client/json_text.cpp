@@ -1,5 +1,7 @@
 #include "client/json_text.hpp"
 
+#include "base/utf8.hpp"
+
 namespace nbdelta::client {
 namespace {
 
@@ -20,7 +22,7 @@ void append(const json::value& value, std::string& out, std::size_t indent) {
     open_and_close('{', '}', object->empty(), [&] {
       const char* separator = "\n";
       for (const auto& [key, member] : *object) {
-        out += separator + inner + json::serialize(json::value(key)) + ": ";
+        out += separator + inner + json::serialize(json::value(as_utf8(key))) + ": ";
         append(member, out, indent + 2);
         separator = ",\n";
       }
@@ -35,7 +37,9 @@ void append(const json::value& value, std::string& out, std::size_t indent) {
       }
     });
   } else {
-    out += json::serialize(value);
+    // A byte that is none of UTF-8's would make all of it unreadable.
+    const auto* text = value.if_string();
+    out += json::serialize(text == nullptr ? value : json::value(as_utf8(*text)));
   }
 }
 

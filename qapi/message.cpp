@@ -5,6 +5,8 @@
 #include <boost/json/serialize.hpp>
 #include <utility>
 
+#include "base/utf8.hpp"
+
 namespace nbdelta::qapi {
 namespace {
 
@@ -92,7 +94,7 @@ ServerMessage parse_server_message(std::string_view line) {
       return take_event(*message);
   }
   fail(EPROTO, "is no message of QMP or the guest agent: {}",
-       json::serialize(json::string(line.substr(0, kQuoted))));
+       json::serialize(json::string(as_utf8(line.substr(0, kQuoted)))));
 }
 
 Command parse_command(std::string_view line) {

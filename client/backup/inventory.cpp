@@ -249,6 +249,10 @@ Inventory take_inventory(const std::vector<qapi::DeviceInfo>& devices,
       continue;
     }
     const NodeInfo& top = *device.inserted;
+    if (top.image.virtual_size == 0 && !session_of(base_name(path_of(top.image)))) {
+      inventory.left_out.push_back({who, "it has no bytes", true});
+      continue;
+    }
     disk.top = top.node_name.value_or("");
     disk.size = top.image.virtual_size;
     disk.direct = top.cache && top.cache->direct;

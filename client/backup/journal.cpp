@@ -20,7 +20,14 @@ std::optional<Journal> read_journal(Files& files, const std::string& folder) {
   if (!text)
     return std::nullopt;
   Journal journal;
-  from_json_text(*text, journal, path);
+  try {
+    from_json_text(*text, journal, path);
+  } catch (const Error& error) {
+    fail(error.error_number(),
+         "{}; the file is damaged: 'nbdelta recover --qmp ADDRESS' without --vm and --to puts the "
+         "guest right without it, then remove it",
+         error.what());
+  }
   return journal;
 }
 

@@ -184,7 +184,7 @@ void Quiescence::record(repository::Manifest& manifest) const {
   manifest.consistency = all ? "application" : "crash";
   manifest.frozen_file_systems = frozen() ? file_systems_ : 0;
   manifest.mountpoints = options_->mountpoints;
-  if (!failure_.empty())
+  if (!failure_.empty() && !frozen())
     manifest.freeze_failure = failure_;
   if (!prepared_.agent_version.empty())
     manifest.agent_version = prepared_.agent_version;

@@ -52,6 +52,7 @@ class Quiescence {
   /// What was reached when all disks had been switched.
   void record(repository::Manifest& manifest) const;
   bool frozen() const { return frozen_ && !thawed_early_; }
+  /// Why there was no freeze or, where there was one, why the thaw did not work at once.
   const std::string& failure() const { return failure_; }
 
  private:
@@ -64,7 +65,7 @@ class Quiescence {
   const Options* options_;
   std::unique_ptr<qmp::Client> guardian_;
   guardian::Prepared prepared_;
-  std::string failure_;     // why there was no freeze
+  std::string failure_;     // see failure()
   Clock::Time deadline_{};  // of the freeze
   bool sent_ = false;       // a freeze: the guest may be frozen
   bool frozen_ = false;

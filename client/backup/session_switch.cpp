@@ -239,9 +239,12 @@ asio::awaitable<void> Session::window() {
     std::rethrow_exception(failure);
   quiescence_.record(manifest_);
   if (!quiescence_.failure().empty()) {
-    warnings_.push_back(fmt::format("the file systems were not frozen: {}", quiescence_.failure()));
+    const bool frozen = quiescence_.frozen();
+    warnings_.push_back(fmt::format(
+        "{}: {}", frozen ? "the thaw had to be repeated" : "the file systems were not frozen",
+        quiescence_.failure()));
     reporter_->say(warnings_.back());
-    if (options_->quiesce == Quiesce::require)
+    if (!frozen && options_->quiesce == Quiesce::require)
       refuse(EIO, "a freeze was required");
   }
 }

@@ -55,7 +55,14 @@ std::optional<Manifest> Repository::latest() const {
     return std::nullopt;
   const std::string path = point_folder(*best) + std::string(kManifest);
   Manifest manifest;
-  from_json_text(files_->read_text(path).value_or(""), manifest, path);
+  try {
+    from_json_text(files_->read_text(path).value_or(""), manifest, path);
+  } catch (const Error& error) {
+    fail(error.error_number(),
+         "{}; the file is damaged: put it back from a copy of the repository, or move {} away, so "
+         "that a full backup is made next",
+         error.what(), *best);
+  }
   if (manifest.manifest_version != Manifest::kVersion)
     fail(EPROTO, "{}: version {} is not known here", path, manifest.manifest_version);
   return manifest;

@@ -299,6 +299,22 @@ TEST(Inventory, LeavesOutRemovableMedia) {
   EXPECT_NE(inventory.left_out[0].reason.find("removable"), std::string::npos);
 }
 
+/// But no overlay of ours, which would be left then.
+TEST(Inventory, LeavesOutDisksWithoutBytes) {
+  json::object empty = json::parse(image("/vm/z.qcow2", "qcow2")).as_object();
+  empty["virtual-size"] = 0;
+  const Inventory inventory = inventory_of(
+      list({device("vdz", "vdz", node("#b1", "qcow2", json::serialize(empty)))}), "[]");
+  ASSERT_EQ(inventory.left_out.size(), 1U);
+  EXPECT_TRUE(inventory.left_out[0].by_nature);
+  EXPECT_EQ(inventory.left_out[0].reason, "it has no bytes");
+  empty["filename"] = "/vm/nbdelta-0123abcd-0001-vdz.qcow2";
+  const Inventory ours = inventory_of(
+      list({device("vdz", "vdz", node("#b1", "qcow2", json::serialize(empty)))}), "[]");
+  for (const LeftOut& left_out : ours.left_out)
+    EXPECT_FALSE(left_out.by_nature);
+}
+
 struct LeftOutRow {
   const char* name;
   std::string filename;

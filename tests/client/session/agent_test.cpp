@@ -147,6 +147,31 @@ TEST_F(AgentTest, FreezeThatFailsAfterFreezing) {
   EXPECT_GE(agent_->count("guest-fsfreeze-thaw"), 1);
 }
 
+/// What it says is written down, and must leave that readable.
+TEST_F(AgentTest, AnswerThatIsNoUtf8) {
+  start_agent({.freeze_answer = "\xfe{{\n"});
+  expect_crash_consistent(run(command({})), "is no message of QMP or the guest agent");
+  EXPECT_GE(agent_->count("guest-fsfreeze-thaw"), 1);
+  points_.backup();
+}
+
+TEST_F(AgentTest, VersionThatIsNoUtf8) {
+  start_agent({.version = "7.2\xfc"});
+  expect_crash_consistent(run(command({})), "is no message of QMP or the guest agent");
+  points_.backup();
+}
+
+TEST_F(AgentTest, ThawThatWorksAtTheThirdAttempt) {
+  start_agent({.thaws_that_fail = 2});
+  const Outcome outcome = run(command({"--quiesce", "require"}));
+  EXPECT_EQ(outcome.status, 0) << outcome.err;
+  EXPECT_THAT(outcome.err, HasSubstr("the thaw had to be repeated: guest-fsfreeze-thaw: cannot"));
+  const json::value result = json::parse(outcome.out);
+  EXPECT_EQ(result.at("consistency").as_string(), "application");
+  EXPECT_FALSE(agent_->frozen());
+  EXPECT_THAT(machine_.leftovers(), IsEmpty());
+}
+
 TEST_F(AgentTest, AgentThatDiesInTheFreeze) {
   start_agent({.dies_in_freeze = true});
   expect_crash_consistent(run(command({})), "has closed the connection");

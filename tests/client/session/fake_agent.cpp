@@ -37,9 +37,9 @@ std::string error(const std::string& description) {
 
 FakeAgent::FakeAgent(std::string path, AgentFaults faults)
     : path_(std::move(path)),
-      faults_(faults),
+      faults_(std::move(faults)),
       listener_(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0)),
-      frozen_(faults.frozen_already) {
+      frozen_(faults_.frozen_already) {
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
   std::strncpy(address.sun_path, path_.c_str(), sizeof address.sun_path - 1);
@@ -119,7 +119,8 @@ bool FakeAgent::answer(int client, const std::string& line) {
   } else if (name == "guest-fsfreeze-status") {
     send_all(client, returned(frozen_ ? "frozen" : "thawed"));
   } else if (name == "guest-info") {
-    send_all(client, returned({{"version", "7.2"}, {"supported_commands", json::array()}}));
+    send_all(client, "{\"return\": {\"version\": \"" + faults_.version +
+                         "\", \"supported_commands\": []}}\n");
   } else if (name == "guest-fsfreeze-freeze" || name == "guest-fsfreeze-freeze-list") {
     frozen_since_ = std::chrono::steady_clock::now();
     frozen_ = true;
@@ -130,10 +131,15 @@ bool FakeAgent::answer(int client, const std::string& line) {
       faults_.dies_in_freeze = false;
       return false;
     }
-    if (faults_.freeze_fails_after)
+    if (!faults_.freeze_answer.empty())
+      send_all(client, faults_.freeze_answer);
+    else if (faults_.freeze_fails_after)
       send_all(client, error("failed to freeze /mnt: Input/output error"));
     else if (!faults_.freeze_never_answers)
       send_all(client, returned(faults_.freezes_nothing ? 0 : 2));
+  } else if (name == "guest-fsfreeze-thaw" && faults_.thaws_that_fail > 0) {
+    --faults_.thaws_that_fail;
+    send_all(client, error("cannot thaw"));
   } else if (name == "guest-fsfreeze-thaw") {
     if (frozen_.exchange(false))
       frozen_for_ = std::chrono::steady_clock::now() - frozen_since_;

@@ -16,9 +16,12 @@ struct AgentFaults {
   std::chrono::milliseconds freeze_takes{0};
   bool freeze_never_answers = false;  // the guest is frozen all the same
   bool freeze_fails_after = false;    // likewise, and an error is answered
-  bool dies_in_freeze = false;  // frozen; the channel closes; whoever connects again finds it so
-  bool silent = false;          // takes connections and never answers
-  bool garbage = false;         // answers everything with noise
+  bool dies_in_freeze = false;     // frozen; the channel closes; whoever connects again finds it so
+  bool silent = false;             // takes connections and never answers
+  bool garbage = false;            // answers everything with noise
+  std::string freeze_answer = {};  // frozen; instead of the right one
+  std::string version = "7.2";     // as it stands in JSON
+  int thaws_that_fail = 0;
   bool frozen_already = false;
   bool freezes_nothing = false;  // there is no file system that it could freeze
   std::chrono::milliseconds answers_late{0};
