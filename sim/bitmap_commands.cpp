@@ -135,8 +135,14 @@ Bitmap& FakeQemu::usable_bitmap(const std::string& node, const std::string& name
   return bitmap;
 }
 
-void FakeQemu::refuse_read_only(const std::string& node, const Bitmap& bitmap) {
-  if (bitmap.persistent && graph_.lookup(node).read_only)
+/// One that was added since the node is read-only is in memory alone.
+void FakeQemu::refuse_read_only(const std::string& node_name, const Bitmap& bitmap) {
+  const Node& node = graph_.lookup(node_name);
+  if (!bitmap.persistent || !node.read_only)
+    return;
+  const std::vector<StoredBitmap>& stored = node.image->bitmaps();
+  if (std::any_of(stored.begin(), stored.end(),
+                  [&](const StoredBitmap& each) { return each.name == bitmap.name; }))
     refuse("Bitmap '{}' is readonly and cannot be modified", bitmap.name);
 }
 
@@ -155,7 +161,7 @@ Change FakeQemu::remove_bitmap(const BlockDirtyBitmapRemove& command) {
   Bitmap& bitmap = find_bitmap(command.node, command.name);
   refuse_read_only(command.node, bitmap);
   Node& node = graph_.lookup(command.node);
-  if (bitmap.persistent)
+  if (bitmap.persistent && !node.read_only)
     graph_.forget_stored(node, bitmap.name);
   ++bitmap.users;
   Change change;
