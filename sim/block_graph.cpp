@@ -73,20 +73,14 @@ Node& BlockGraph::open(const NodeOptions& options) {
   if (!options.file_name.empty())
     check_node_name(options.file_name);
   std::shared_ptr<Image> image = open_image(options);
+  if (find(options.name) != nullptr || (!options.name.empty() && options.name == options.file_name))
+    refuse("Duplicate nodes with node-name='{}'", options.name);
+  if (!options.name.empty())
+    check_node_name(options.name);
   if (options.read_only && host_->written_by_others(options.path))
     refuse("Failed to get shared \"write\" lock");
   if (!options.read_only && !host_->lock_for_writing(options.path, true))
     refuse("Failed to get \"write\" lock");
-  try {
-    if (find(options.name) != nullptr)
-      refuse("Duplicate nodes with node-name='{}'", options.name);
-    if (!options.name.empty())
-      check_node_name(options.name);
-  } catch (const BlockError&) {
-    if (!options.read_only)
-      host_->lock_for_writing(options.path, false);
-    throw;
-  }
 
   auto file = std::make_unique<Node>();
   file->name = options.file_name.empty() ? make_up_name() : options.file_name;

@@ -112,6 +112,7 @@ class BlockGraph {
   void unplug(Device& device);
 
   std::vector<Device>& devices() { return devices_; }
+  const std::vector<Device>& devices() const { return devices_; }
   const std::vector<std::unique_ptr<Node>>& nodes() const { return nodes_; }
   Node* find(const std::string& name) const;
   /// Of a node's or a drive's name.

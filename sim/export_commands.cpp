@@ -113,6 +113,14 @@ Nothing FakeQemu::export_add(const BlockExportAdd& command) {
            .node = node,
            .bitmaps = command.bitmaps,
            .serial = ++last_export_};
+  try {
+    check_permissions(*node);
+  } catch (const BlockError&) {
+    for (Bitmap* bitmap : bitmaps)
+      --bitmap->users;
+    exports_.erase(command.id);
+    throw;
+  }
   graph_.hold(added.node);
   return {};
 }

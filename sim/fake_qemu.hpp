@@ -104,6 +104,7 @@ struct Job {
   bool cancelled = false;
   bool drains = false;       // holds the guest's writes back
   bool copying = false;      // a coroutine is at it
+  bool in_force = false;     // it has begun, and not ended: nodes are blocked for it
   std::uint64_t serial = 0;  // of all jobs of this QEMU
   std::uint64_t speed = 0;   // bytes a second; 0: as fast as it can
   std::uint64_t length = 0;  // granules; of an active commit all that were to be copied so far
@@ -119,6 +120,7 @@ struct Export {
   std::vector<std::string> bitmaps;
   std::uint64_t serial = 0;  // of all exports of this QEMU
   bool ends = false;         // it takes no client any more
+  bool above_job = false;    // of a commit that began later, which stands between it and its node
 };
 
 /// Stands in for a QEMU process: a block graph, the QMP commands that nbdelta uses, jobs, NBD
@@ -209,7 +211,11 @@ class FakeQemu {
   std::vector<qapi::DeviceInfo> query_block();
   qapi::Nothing blockdev_add(const qapi::BlockdevAdd& command);
   qapi::Nothing blockdev_reopen(const qapi::BlockdevReopen& command);
+  struct Reopening;
+  Reopening read_reopening(const qapi::json::object& given, const std::string& path);
+  void change_backing(std::vector<Reopening>& reopenings);
   Node* new_backing(const Node& node, const std::optional<qapi::json::value>& given) const;
+  void refuse_if_frozen(const Node& node) const;
   void refuse_other_file(const Node& node, const std::string& name) const;
   bool is_written_by_job(const Node& node) const;
   static Node& format_node(Node& node);
@@ -244,9 +250,13 @@ class FakeQemu {
   qapi::Nothing job_cancel(const qapi::JobCancel& command);
   Job& job_in(const std::string& id, std::string_view verb,
               std::initializer_list<std::string_view> states);
-  void open_for_commit(Job& job);
+  Job& add_job(const qapi::BlockCommit& command, const std::string& id);
+  void check_job_id(const std::string& id) const;
+  void refuse_if_in_job(const Node& top, const Node& base) const;
+  void take_nodes(Job& job);
   void give_up(Job& job);
-  static void block_nodes(Job& job);
+  void block_nodes(Job& job);
+  static bool is_between(const Job& job, const Node& node);
   asio::awaitable<void> cancel_job(std::uint64_t serial);
   qapi::json::object progress_of(const Job& job) const;
   void set_status(Job& job, const std::string& status);
@@ -259,6 +269,18 @@ class FakeQemu {
   void finish_active(Job& job);
   void finish_intermediate(Job& job);
   void release(Job& job);
+
+  struct Use {
+    unsigned needs;  // Permission
+    unsigned shares;
+    std::string by;
+    const char* as;
+  };
+  void add_uses_of_job(const Job& job, const Node& node, std::vector<Use>& uses) const;
+  std::vector<Use> uses_of(const Node& node) const;
+  Use use_as_backing(const Node& node) const;
+  void check_permissions(const Node& top) const;
+
   void write_now(Device& device, const GuestWrite& write, const WriteDone& done);
   void write_held_back();
   bool is_pending(const Device& device) const;

@@ -117,6 +117,7 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
     while (base->backing != nullptr)
       base = base->backing;
   format_node(*base);
+  refuse_if_in_job(top, *base);
   if (base == &top)
     refuse("cannot commit an image into itself");
   const bool intermediate = &top != &active;
@@ -127,26 +128,20 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
   const bool base_was_read_only = base->read_only;
   if (!intermediate)
     graph_.set_read_only(*base, false);
-  if (!is_well_formed(id))
-    refuse("Invalid job ID '{}'", id);
-  for (const Job& job : jobs_)
-    if (job.id == id)
-      refuse("Job ID '{}' already in use", id);
-  if (!intermediate)
-    graph_.grow_to(*base, top);
+  try {
+    check_job_id(id);
+  } catch (const BlockError&) {
+    if (base_was_read_only)
+      graph_.try_read_only(*base);
+    throw;
+  }
 
-  Job& job = jobs_.emplace_back();
-  job.id = id;
+  Job& job = add_job(command, id);
   job.main = job.active = &active;
   job.top = &top;
   job.base = base;
-  job.backing_file = command.backing_file;
   job.intermediate = intermediate;
   job.base_was_read_only = base_was_read_only;
-  job.auto_finalize = command.auto_finalize.value_or(true);
-  job.auto_dismiss = command.auto_dismiss.value_or(true);
-  job.serial = ++last_job_;
-  job.speed = static_cast<std::uint64_t>(std::max<std::int64_t>(command.speed.value_or(0), 0));
   job.length = top.image->granules();
   job.granule_size = top.image->granule_size();
   for (std::uint64_t granule = 0; granule < job.length; ++granule)
@@ -156,38 +151,60 @@ Nothing FakeQemu::block_commit(const qapi::BlockCommit& command) {
         break;
       }
   set_status(job, "created");
-  if (command.speed && *command.speed < 0) {
+  try {
+    if (command.speed && *command.speed < 0)
+      refuse("Parameter 'speed' expects a non-negative value");
+    take_nodes(job);
+  } catch (const BlockError&) {
     give_up(job);
-    refuse("Parameter 'speed' expects a non-negative value");
+    throw;
   }
-  if (intermediate)
-    open_for_commit(job);
-  block_nodes(job);
   set_status(job, "running");
   start_copying(job);
   return {};
 }
 
-/// Nobody may read what an intermediate commit makes no sense of, and its base must be writable.
-void FakeQemu::open_for_commit(Job& job) {
-  try {
+/// Another one's, beside this chain.
+void FakeQemu::refuse_if_in_job(const Node& top, const Node& base) const {
+  for (const Node* node = &top; node != base.backing; node = node->backing)
+    if (!node->job.empty())
+      graph_.refuse_if_blocked(*node);
+}
+
+void FakeQemu::check_job_id(const std::string& id) const {
+  if (!is_well_formed(id))
+    refuse("Invalid job ID '{}'", id);
+  for (const Job& job : jobs_)
+    if (job.id == id)
+      refuse("Job ID '{}' already in use", id);
+}
+
+Job& FakeQemu::add_job(const qapi::BlockCommit& command, const std::string& id) {
+  Job& job = jobs_.emplace_back();
+  job.id = id;
+  job.backing_file = command.backing_file;
+  job.auto_finalize = command.auto_finalize.value_or(true);
+  job.auto_dismiss = command.auto_dismiss.value_or(true);
+  job.serial = ++last_job_;
+  job.speed = static_cast<std::uint64_t>(std::max<std::int64_t>(command.speed.value_or(0), 0));
+  return job;
+}
+
+/// Nobody may rely on what the nodes above the base read, or change the base. It must be writable.
+void FakeQemu::take_nodes(Job& job) {
+  if (job.intermediate) {
     graph_.set_read_only(*job.base, false);
-    try {
-      graph_.refuse_if_read_by_others(*job.top);
-    } catch (const BlockError&) {
-      if (job.base_was_read_only)
-        graph_.try_read_only(*job.base);
-      throw;
-    }
-    graph_.grow_to(*job.base, *job.top);
-  } catch (const BlockError&) {
-    give_up(job);
-    throw;
+    graph_.refuse_if_read_by_others(*job.top);
   }
+  block_nodes(job);
+  check_permissions(*job.base);
+  check_permissions(*job.top);
+  graph_.grow_to(*job.base, *job.top);
 }
 
 /// It has not begun.
 void FakeQemu::give_up(Job& job) {
+  release(job);
   set_status(job, "null");
   if (job.base_was_read_only)
     graph_.try_read_only(*job.base);
@@ -203,6 +220,17 @@ void FakeQemu::block_nodes(Job& job) {
   job.base->has_job_blk = true;
   job.top->has_job_blk = job.intermediate;
   job.top->filtered = !job.intermediate;
+  for (auto& [id, each] : exports_)
+    each.above_job |= each.node == job.top;
+  job.in_force = true;
+}
+
+/// Whether it lies above the base and is not above what is committed.
+bool FakeQemu::is_between(const Job& job, const Node& node) {
+  for (const Node* each = job.top; each != job.base; each = each->backing)
+    if (each == &node)
+      return true;
+  return false;
 }
 
 /// One that copies for the guest's overlay ends a little later.
@@ -357,6 +385,7 @@ void FakeQemu::finish_intermediate(Job& job) {
     hooks_.step("header names another backing file");
     above->backing = job.base;
   }
+  graph_.replace(*job.top, *job.base, nullptr);  // exports
   graph_.try_read_only(*job.base);
   hooks_.step("base is read-only again");
   graph_.collect();
@@ -369,6 +398,10 @@ void FakeQemu::release(Job& job) {
     node->job.clear();
     node->filtered = node->has_job_blk = false;
   }
+  for (auto& [id, each] : exports_)
+    if (each.node == job.top)
+      each.above_job = false;
+  job.in_force = false;
   if (!job.intermediate)
     job.main = nullptr;
 }

@@ -1,11 +1,11 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <functional>
 #include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "sim/fake_qemu.hpp"
@@ -72,6 +72,33 @@ void check_value(std::string_view name, const std::optional<std::string>& value,
     refuse("Parameter '{}' does not accept value '{}'", name, *value);
 }
 
+/// The name of the node that is to lie below; empty: none, or what the header says.
+std::string backing_of(const BlockdevAdd& command) {
+  if (!command.backing)
+    return {};
+  if (command.driver != "qcow2")
+    refuse("Parameter 'backing' is unexpected");
+  if (command.backing->is_object())
+    refuse("The fake takes no definition of a backing node");
+  if (!command.backing->is_null() && !command.backing->is_string())
+    refuse("Invalid parameter type for 'backing', expected: BlockdevRefOrNull");
+  return command.backing->is_null() ? std::string() : std::string(command.backing->get_string());
+}
+
+void attach_backing(BlockGraph& graph, Node& node, const std::string& name) {
+  try {
+    Node& backing = graph.lookup(name);
+    if (!backing.is_format())
+      refuse("The fake knows contents of format nodes alone");
+    node.backing = &backing;
+    node.backing_is_none = false;
+  } catch (const BlockError& error) {
+    const std::string why = error.what();
+    graph.remove(node.name);
+    refuse("Could not open backing file: {}", why);
+  }
+}
+
 }  // namespace
 
 void FakeQemu::add_node_commands() {
@@ -99,11 +126,14 @@ Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
     refuse("Parameter 'driver' does not accept value '{}'", command.driver);
   if (!command.file)
     refuse("Parameter 'file' is missing");
+  if (!command.file->is_string() && !command.file->is_object())
+    refuse("Invalid parameter type for 'file', expected: BlockdevRef");
   if (const json::string* name = command.file->if_string())
     graph_.lookup(std::string(*name));  // nbdelta never gives one that is there
   FileOptions file;
   read_argument(*command.file, file, "file");
   check_value("driver", file.driver, {"file"});
+  const std::string backing = backing_of(command);
   if (command.node_name.empty())
     check_node_name(command.node_name);
   if (file.node_name && file.node_name->empty())
@@ -114,71 +144,114 @@ Nothing FakeQemu::blockdev_add(const BlockdevAdd& command) {
   options.file_name = file.node_name.value_or("");
   options.path = file.file_name;
   options.read_only = command.read_only.value_or(false);
-  options.no_backing = command.backing && command.backing->is_null();
+  options.no_backing = command.backing.has_value();
   options.direct = command.cache && command.cache->direct.value_or(false);
   options.file_direct = file.cache ? file.cache->direct.value_or(options.direct) : options.direct;
-  graph_.open(options);
+  Node& node = graph_.open(options);
+  if (!backing.empty())
+    attach_backing(graph_, node, backing);
   return {};
 }
 
+struct FakeQemu::Reopening {
+  Node* node;
+  Node* backing;
+  bool read_only;
+  bool direct;
+  std::string detect_zeroes;
+};
+
 /// All members are looked at before the first is carried out.
 Nothing FakeQemu::blockdev_reopen(const BlockdevReopen& command) {
-  std::vector<std::function<void()>> changes;
-  for (const json::object& each : command.options) {
-    const auto options =
-        CommandTable::read<ReopenOptions>(each, fmt::format("options[{}]", changes.size()));
-    check_value("discard", options.discard, {"ignore", "unmap"});
-    check_value("detect-zeroes", options.detect_zeroes, {"off", "on", "unmap"});
-    if (!options.node_name)
-      refuse("node-name not specified");
-    Node* node = graph_.find(*options.node_name);
-    if (node == nullptr)
-      refuse("Failed to find node with node-name='{}'", *options.node_name);
-    if (options.driver != node->driver)
-      refuse("Cannot change the option 'driver'");
-    if (node->name.starts_with('#'))  // it was not given one
-      refuse("Cannot change the option 'node-name'");
-    format_node(*node);
-    const std::string detect_zeroes = options.detect_zeroes.value_or("off");
-    if (detect_zeroes == "unmap" && options.discard != "unmap")
-      refuse(
-          "setting detect-zeroes to unmap is not allowed without setting discard operation to "
-          "unmap");
-    Node* backing = new_backing(*node, options.backing);
-    if (options.file)
-      refuse_other_file(*node, *options.file);
-    const bool read_only = options.read_only.value_or(false);
-    if (read_only && (graph_.device_of(*node) != nullptr || is_written_by_job(*node)))
-      refuse("Read-only block node '{}' cannot support read-write users", node->name);
-    const bool direct = options.cache && options.cache->direct.value_or(false);
-    changes.push_back([this, node, backing, read_only, direct, detect_zeroes] {
-      graph_.set_read_only(*node, read_only);
-      node->backing = backing;
-      node->direct = direct;
-      node->detect_zeroes = detect_zeroes;
-    });
+  std::vector<Reopening> reopenings;
+  for (const json::object& each : command.options)
+    reopenings.push_back(read_reopening(each, fmt::format("options[{}]", reopenings.size())));
+  change_backing(reopenings);
+  for (const Reopening& each : reopenings) {
+    graph_.set_read_only(*each.node, each.read_only);
+    each.node->direct = each.direct;
+    each.node->detect_zeroes = each.detect_zeroes;
   }
-  for (const auto& change : changes)
-    change();
   return {};
+}
+
+FakeQemu::Reopening FakeQemu::read_reopening(const json::object& given, const std::string& path) {
+  const auto options = CommandTable::read<ReopenOptions>(given, path);
+  check_value("discard", options.discard, {"ignore", "unmap"});
+  check_value("detect-zeroes", options.detect_zeroes, {"off", "on", "unmap"});
+  if (!options.node_name)
+    refuse("node-name not specified");
+  Node* node = graph_.find(*options.node_name);
+  if (node == nullptr)
+    refuse("Failed to find node with node-name='{}'", *options.node_name);
+  if (options.driver != node->driver)
+    refuse("Cannot change the option 'driver'");
+  if (node->name.starts_with('#'))  // it was not given one
+    refuse("Cannot change the option 'node-name'");
+  format_node(*node);
+  const std::string detect_zeroes = options.detect_zeroes.value_or("off");
+  if (detect_zeroes == "unmap" && options.discard != "unmap")
+    refuse(
+        "setting detect-zeroes to unmap is not allowed without setting discard operation to "
+        "unmap");
+  Node* backing = new_backing(*node, options.backing);
+  if (options.file)
+    refuse_other_file(*node, *options.file);
+  const bool read_only = options.read_only.value_or(false);
+  if (read_only && (graph_.device_of(*node) != nullptr || is_written_by_job(*node)))
+    refuse("Read-only block node '{}' cannot support read-write users", node->name);
+  if (node->read_only && !options.read_only)  // its file node stays read-only
+    refuse("Block node is read-only");
+  const bool direct = options.cache && options.cache->direct.value_or(false);
+  return {node, backing, read_only, direct, detect_zeroes};
+}
+
+/// All, or none.
+void FakeQemu::change_backing(std::vector<Reopening>& reopenings) {
+  for (Reopening& each : reopenings)
+    std::swap(each.node->backing, each.backing);
+  try {
+    for (const Reopening& each : reopenings)
+      check_permissions(*each.node);
+  } catch (const BlockError&) {
+    for (auto each = reopenings.rbegin(); each != reopenings.rend(); ++each)
+      each->node->backing = each->backing;
+    throw;
+  }
 }
 
 /// What is below a node after it was opened again.
 Node* FakeQemu::new_backing(const Node& node, const std::optional<json::value>& given) const {
   if (!given) {
-    if (node.backing != nullptr)
+    if (node.backing != nullptr || node.image->backing())
       refuse("backing is missing for '{}'", node.name);
     return nullptr;
   }
-  if (given->is_null())
-    return nullptr;
-  std::string name;
-  read_argument(*given, name, "backing");
-  Node* backing = graph_.find(name);
-  if (backing == nullptr)
-    refuse("Cannot find device='' nor node-name='{}'", name);
-  graph_.refuse_cycle(*backing, node);
+  Node* backing = nullptr;
+  if (!given->is_null()) {
+    std::string name;
+    read_argument(*given, name, "backing");
+    backing = graph_.find(name);
+    if (backing == nullptr)
+      refuse("Cannot find device='' nor node-name='{}'", name);
+    graph_.refuse_cycle(*backing, node);
+  }
+  if (backing != node.backing)
+    refuse_if_frozen(node);
   return backing;
+}
+
+/// Commits rely on the links between the nodes that they work on.
+void FakeQemu::refuse_if_frozen(const Node& node) const {
+  for (const Job& job : jobs_) {
+    if (!job.in_force)
+      continue;
+    if (job.intermediate && node.backing == job.top)
+      refuse("Cannot replace implicit backing child of {}", node.name);
+    if (is_between(job, node))
+      refuse("Cannot change frozen 'backing' link from '{}' to '{}'", node.name,
+             node.backing->name);
+  }
 }
 
 /// A reopening may not take another file either.
@@ -230,7 +303,7 @@ std::string FakeQemu::human_monitor_command(const HumanMonitorCommand& command) 
   const std::string name(line.substr(kBefore.size(), end - kBefore.size()));
   Node* node = graph_.find(name);
   if (node == nullptr)
-    return fmt::format("Error: Cannot find device='{0}' nor node-name='{0}'\r\n", name);
+    return fmt::format("Error: Cannot find device='' nor node-name='{}'\r\n", name);
   if (reopens)
     graph_.set_read_only(format_node(*node), what == "\"reopen -r\"");
   else
