@@ -124,7 +124,7 @@ asio::awaitable<void> Quiescence::thaw(repository::Window& window) {
     thawed_early_ = true;  // nobody saw how long the freeze lasted
     failure_ = "the guardian died";
   } catch (const Error& error) {
-    failure_ = reason(error);  // the thaw was sent; confirm() goes on
+    thaw_trouble_ = reason(error);  // the thaw was sent; confirm() goes on
   }
 }
 
@@ -184,7 +184,7 @@ void Quiescence::record(repository::Manifest& manifest) const {
   manifest.consistency = all ? "application" : "crash";
   manifest.frozen_file_systems = frozen() ? file_systems_ : 0;
   manifest.mountpoints = options_->mountpoints;
-  if (!failure_.empty() && !frozen())
+  if (!failure_.empty())
     manifest.freeze_failure = failure_;
   if (!prepared_.agent_version.empty())
     manifest.agent_version = prepared_.agent_version;

@@ -52,8 +52,8 @@ class Quiescence {
   /// What was reached when all disks had been switched.
   void record(repository::Manifest& manifest) const;
   bool frozen() const { return frozen_ && !thawed_early_; }
-  /// Why there was no freeze or, where there was one, why the thaw did not work at once.
   const std::string& failure() const { return failure_; }
+  const std::string& thaw_trouble() const { return thaw_trouble_; }
 
  private:
   void start(const std::string& agent);
@@ -65,9 +65,10 @@ class Quiescence {
   const Options* options_;
   std::unique_ptr<qmp::Client> guardian_;
   guardian::Prepared prepared_;
-  std::string failure_;     // see failure()
-  Clock::Time deadline_{};  // of the freeze
-  bool sent_ = false;       // a freeze: the guest may be frozen
+  std::string failure_;       // why there was no freeze
+  std::string thaw_trouble_;  // why the first thaw did not work
+  Clock::Time deadline_{};    // of the freeze
+  bool sent_ = false;         // a freeze: the guest may be frozen
   bool frozen_ = false;
   bool thawed_early_ = false;
   std::int64_t file_systems_ = 0;

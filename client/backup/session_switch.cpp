@@ -238,13 +238,14 @@ asio::awaitable<void> Session::window() {
   if (failure)
     std::rethrow_exception(failure);
   quiescence_.record(manifest_);
-  if (!quiescence_.failure().empty()) {
-    const bool frozen = quiescence_.frozen();
-    warnings_.push_back(fmt::format(
-        "{}: {}", frozen ? "the thaw had to be repeated" : "the file systems were not frozen",
-        quiescence_.failure()));
+  if (!quiescence_.thaw_trouble().empty()) {
+    warnings_.push_back(fmt::format("the thaw had to be repeated: {}", quiescence_.thaw_trouble()));
     reporter_->say(warnings_.back());
-    if (!frozen && options_->quiesce == Quiesce::require)
+  }
+  if (!quiescence_.failure().empty()) {
+    warnings_.push_back(fmt::format("the file systems were not frozen: {}", quiescence_.failure()));
+    reporter_->say(warnings_.back());
+    if (options_->quiesce == Quiesce::require)
       refuse(EIO, "a freeze was required");
   }
 }
