@@ -70,7 +70,7 @@ struct BlockExportDel {
   static constexpr std::string_view kName = "block-export-del";
   using Result = Nothing;
   std::string id;
-  std::string mode = "hard";  // with its clients
+  std::optional<std::string> mode;  // hard: with its clients; safe, the default: if it has none
   template <class Visitor>
   void fields(Visitor& visit) {
     visit("id", id);

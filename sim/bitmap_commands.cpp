@@ -113,7 +113,7 @@ Change FakeQemu::add_bitmap(const BlockDirtyBitmapAdd& command) {
   return change;
 }
 
-Bitmap& FakeQemu::find_bitmap(const std::string& node_name, const std::string& name) {
+Bitmap& FakeQemu::lookup_bitmap(const std::string& node_name, const std::string& name) {
   Node* node = nullptr;
   try {
     node = &graph_.lookup(node_name);
@@ -123,15 +123,32 @@ Bitmap& FakeQemu::find_bitmap(const std::string& node_name, const std::string& n
   Bitmap* bitmap = node->find_bitmap(name);
   if (bitmap == nullptr)
     refuse("Dirty bitmap '{}' not found", name);
-  if (bitmap->busy())
-    refuse("Bitmap '{}' is currently in use by another operation and cannot be used", name);
   return *bitmap;
 }
 
-Bitmap& FakeQemu::usable_bitmap(const std::string& node, const std::string& name) {
-  Bitmap& bitmap = find_bitmap(node, name);
+void FakeQemu::refuse_busy(const Bitmap& bitmap) {
+  if (bitmap.busy())
+    refuse("Bitmap '{}' is currently in use by another operation and cannot be used", bitmap.name);
+}
+
+void FakeQemu::refuse_inconsistent(const Bitmap& bitmap) {
   if (bitmap.inconsistent)
-    refuse("Bitmap '{}' is inconsistent and cannot be used", name);
+    refuse("Bitmap '{}' is inconsistent and cannot be used", bitmap.name);
+}
+
+Bitmap& FakeQemu::usable_bitmap(const std::string& node, const std::string& name) {
+  Bitmap& bitmap = lookup_bitmap(node, name);
+  refuse_busy(bitmap);
+  refuse_inconsistent(bitmap);
+  return bitmap;
+}
+
+/// Checks in QEMU's order (bdrv_dirty_bitmap_check()).
+Bitmap& FakeQemu::writable_bitmap(const std::string& node, const std::string& name) {
+  Bitmap& bitmap = lookup_bitmap(node, name);
+  refuse_busy(bitmap);
+  refuse_read_only(node, bitmap);
+  refuse_inconsistent(bitmap);
   return bitmap;
 }
 
@@ -158,7 +175,8 @@ Change FakeQemu::set_recording(const std::string& node, const std::string& name,
 
 /// It is gone from the image at once, whatever comes after it; from QEMU when all has gone well.
 Change FakeQemu::remove_bitmap(const BlockDirtyBitmapRemove& command) {
-  Bitmap& bitmap = find_bitmap(command.node, command.name);
+  Bitmap& bitmap = lookup_bitmap(command.node, command.name);
+  refuse_busy(bitmap);
   refuse_read_only(command.node, bitmap);
   Node& node = graph_.lookup(command.node);
   if (bitmap.persistent && !node.read_only)
@@ -175,8 +193,7 @@ Change FakeQemu::remove_bitmap(const BlockDirtyBitmapRemove& command) {
 /// `bits`: empty for none.
 Change FakeQemu::set_bits(const std::string& node, const std::string& name,
                           std::vector<bool> bits) {
-  Bitmap& bitmap = usable_bitmap(node, name);
-  refuse_read_only(node, bitmap);
+  Bitmap& bitmap = writable_bitmap(node, name);
   bits.resize(bitmap.bits.size());
   std::swap(bitmap.bits, bits);
   Change change;
@@ -186,11 +203,12 @@ Change FakeQemu::set_bits(const std::string& node, const std::string& name,
   return change;
 }
 
+/// Checks in QEMU's order: of each source whether it is there, then the target, then the source.
 Change FakeQemu::merge_bitmaps(const BlockDirtyBitmapMerge& command) {
-  const Bitmap& target = usable_bitmap(command.node, command.target);
-  refuse_read_only(command.node, target);
-  std::vector<bool> merged = target.bits;
+  std::vector<bool> merged = lookup_bitmap(command.node, command.target).bits;
   for (const std::string& name : command.bitmaps) {
+    lookup_bitmap(command.node, name);
+    writable_bitmap(command.node, command.target);
     const Bitmap& source = usable_bitmap(command.node, name);
     for (std::size_t i = 0; i < merged.size(); ++i)
       if (source.bits[i])

@@ -67,13 +67,24 @@ std::shared_ptr<Image> BlockGraph::open_image(const NodeOptions& options) {
 }
 
 /// In QEMU's order: first the file, then what is in it.
+/// Nodes and drives share their names.
+void BlockGraph::refuse_name_in_use(const std::string& name) const {
+  if (name.empty())
+    return;
+  for (const Device& device : devices_)
+    if (device.name == name && !device.unplugged)
+      refuse("node-name={} is conflicting with a device id", name);
+  if (find(name) != nullptr)
+    refuse("Duplicate nodes with node-name='{}'", name);
+}
+
 Node& BlockGraph::open(const NodeOptions& options) {
-  if (find(options.file_name) != nullptr)
-    refuse("Duplicate nodes with node-name='{}'", options.file_name);
+  refuse_name_in_use(options.file_name);
   if (!options.file_name.empty())
     check_node_name(options.file_name);
   std::shared_ptr<Image> image = open_image(options);
-  if (find(options.name) != nullptr || (!options.name.empty() && options.name == options.file_name))
+  refuse_name_in_use(options.name);
+  if (!options.name.empty() && options.name == options.file_name)
     refuse("Duplicate nodes with node-name='{}'", options.name);
   if (!options.name.empty())
     check_node_name(options.name);
@@ -110,8 +121,7 @@ Node& BlockGraph::open(const NodeOptions& options) {
 }
 
 Node& BlockGraph::open_null(const std::string& name) {
-  if (find(name) != nullptr)
-    refuse("Duplicate nodes with node-name='{}'", name);
+  refuse_name_in_use(name);
   check_node_name(name);
   auto node = std::make_unique<Node>();
   node->name = name;

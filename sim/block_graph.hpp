@@ -170,6 +170,7 @@ class BlockGraph {
 
  private:
   std::string make_up_name();
+  void refuse_name_in_use(const std::string& name) const;
   std::shared_ptr<Image> open_image(const NodeOptions& options);
   void open_backing(Node& node);
   void mark(Node& node, std::uint64_t granule);

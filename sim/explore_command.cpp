@@ -25,7 +25,7 @@ struct ExploreOptions {
   std::optional<std::string> seed;  // else all of `seeds`
   unsigned jobs = 1;
   bool shrink = false;
-  std::string record;  // a file; empty: none
+  std::optional<std::string> record;  // a file
 };
 
 std::pair<std::uint64_t, std::uint64_t> parse_seeds(const std::string& text) {
@@ -83,19 +83,19 @@ int replay(const ExploreOptions& options) {
   if (options.shrink)
     schedule = shrink(schedule);
   print_seed(schedule);
-  if (!options.record.empty())
-    record_seeds(options.record, seed, seed);
+  if (options.record)
+    record_seeds(*options.record, seed, seed);
   return explore(schedule).violation ? 1 : 0;
 }
 
 int run_explore(const ExploreOptions& options) {
-  if (!options.record.empty())
-    check_run_place(options.record);
+  if (options.record)
+    check_run_place(*options.record);
   if (options.seed)
     return replay(options);
   const auto [first, last] = parse_seeds(options.seeds);
-  if (!options.record.empty())
-    record_seeds(options.record, first, last);
+  if (options.record)
+    record_seeds(*options.record, first, last);
   const ExploreResult result = explore_all(first, last, options.jobs);
   for (const auto& [what, count] : result.seen)
     fmt::print("{:8} {}\n", count, what);

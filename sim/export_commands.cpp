@@ -24,9 +24,10 @@ void FakeQemu::add_export_commands() {
   commands_.add<BlockExportAdd>(
       [this](const BlockExportAdd& command) { return export_add(command); });
   commands_.add<BlockExportDel>([this](const BlockExportDel& command) {
-    if (command.mode != "hard" && command.mode != "safe")
-      refuse("Parameter 'mode' does not accept value '{}'", command.mode);
-    return export_del(command.id, command.mode == "hard");
+    const std::string mode = command.mode.value_or("safe");
+    if (mode != "hard" && mode != "safe")
+      refuse("Parameter 'mode' does not accept value '{}'", mode);
+    return export_del(command.id, mode == "hard");
   });
   commands_.add<QueryBlockExports>([this](const QueryBlockExports&) {
     std::vector<ExportInfo> infos;

@@ -233,8 +233,11 @@ class FakeQemu {
   Change merge_bitmaps(const qapi::BlockDirtyBitmapMerge& command);
   Change set_recording(const std::string& node, const std::string& bitmap, bool recording);
   Change set_bits(const std::string& node, const std::string& bitmap, std::vector<bool> bits);
-  Bitmap& find_bitmap(const std::string& node, const std::string& bitmap);
+  Bitmap& lookup_bitmap(const std::string& node, const std::string& bitmap);
   Bitmap& usable_bitmap(const std::string& node, const std::string& bitmap);
+  Bitmap& writable_bitmap(const std::string& node, const std::string& bitmap);
+  static void refuse_busy(const Bitmap& bitmap);
+  static void refuse_inconsistent(const Bitmap& bitmap);
   void refuse_read_only(const std::string& node, const Bitmap& bitmap);
 
   qapi::Nothing export_add(const qapi::BlockExportAdd& command);

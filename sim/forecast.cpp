@@ -38,7 +38,8 @@ class Values {
     std::vector<double> values;
     for (const auto& run : *runs_)
       for (std::size_t i = first; i < std::min(end, run.size()); ++i)
-        values.push_back(value(run[i]));
+        if (run[i].refusal.empty())
+          values.push_back(value(run[i]));
     return spread_of(std::move(values));
   }
 
@@ -72,11 +73,14 @@ Forecast summarize(const std::vector<std::vector<RehearsedBackup>>& runs) {
   forecast.incremental_overlay = values.incremental(overlay);
   forecast.full_session = values.full(session);
   forecast.incremental_session = values.incremental(session);
-  for (const auto& run : runs) {
-    forecast.windows += run.size();
-    forecast.overlays_kept += static_cast<std::size_t>(std::count_if(
-        run.begin(), run.end(), [](const RehearsedBackup& b) { return b.overlay_kept; }));
-  }
+  forecast.windows = forecast.window.count;
+  for (const auto& run : runs)
+    for (const RehearsedBackup& backup : run) {
+      forecast.overlays_kept += backup.overlay_kept ? 1U : 0U;
+      forecast.refused += backup.refusal.empty() ? 0U : 1U;
+      if (forecast.refusal.empty())
+        forecast.refusal = backup.refusal;
+    }
   return forecast;
 }
 

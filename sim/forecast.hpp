@@ -53,7 +53,7 @@ double milliseconds(client::Clock::Duration time);
 /// What to expect. Times are in milliseconds, those of the window by nbdelta's own clocks, as in a
 /// manifest.
 struct Forecast {
-  std::size_t windows = 0;
+  std::size_t windows = 0;  // of backups that were made
   Spread window;
   Spread freeze;    // the agent's
   Spread switched;  // QEMU's transaction
@@ -65,6 +65,8 @@ struct Forecast {
   Spread full_session;
   Spread incremental_session;
   std::size_t overlays_kept = 0;  // commits that the guest's writes outran
+  std::size_t refused = 0;        // backups that were not made: the guest was not frozen in time
+  std::string refusal;            // of the first
 };
 
 /// Rehearses the scenario: seeds from the scenario's on; between two backups its duration passes.

@@ -42,7 +42,7 @@ struct ForecastArguments {
   std::uint64_t runs = 20;
   std::optional<std::string> seed;  // none: the scenario's
   unsigned jobs = std::max(1U, std::thread::hardware_concurrency());
-  std::string record;  // a file; empty: none
+  std::optional<std::string> record;  // a file
   bool as_json = false;
 };
 
@@ -55,6 +55,22 @@ void check_pattern(const std::string& pattern) {
          fmt::join(known, ", "));
 }
 
+const OptionNames kOptions{{"/storage/throughput", "--storage"},
+                           {"/storage/latency", "--latency"},
+                           {"/storage/flush-latency", "--flush-latency"},
+                           {"/loads/0/rate", "--write-rate"},
+                           {"/disks", "--disk-size"}};
+
+/// What is no rate stays as it is: the scenario's reader says what is wrong.
+std::string rate_of_each(const std::string& rate, std::uint64_t disks) {
+  try {
+    return fmt::format("{:.3f} B/s", static_cast<double>(parse_bytes_per_second(rate)) /
+                                         static_cast<double>(disks));
+  } catch (const Error&) {
+    return rate;
+  }
+}
+
 /// The options as a scenario, so that both are checked in one place. The rate is that of all disks.
 std::string scenario_text(const ForecastArguments& options) {
   check_pattern(options.pattern);
@@ -62,12 +78,8 @@ std::string scenario_text(const ForecastArguments& options) {
   for (std::uint64_t i = 0; i < options.disks; ++i)
     disks.push_back({{"name", fmt::format("disk{}", i)}, {"size", options.disk_size}});
   json::object load{{"pattern", options.pattern}};
-  if (options.write_rate == "unlimited")
-    load["rate"] = options.write_rate;
-  else if (!options.write_rate.empty())
-    load["rate"] =
-        fmt::format("{:.3f} B/s", static_cast<double>(parse_bytes_per_second(options.write_rate)) /
-                                      static_cast<double>(options.disks));
+  if (!options.write_rate.empty())
+    load["rate"] = rate_of_each(options.write_rate, options.disks);
   json::object storage;
   const auto put = [&](const char* key, const std::string& text) {
     if (!text.empty())
@@ -97,8 +109,9 @@ Clock::Duration time_of(std::string_view option, const std::string& text) {
 Scenario scenario_of(const ForecastArguments& options) {
   if (options.scenario && options.scenario->empty())
     fail(EINVAL, "--scenario is empty: expected a scenario's file");
-  Scenario scenario = options.scenario ? read_scenario(*options.scenario)
-                                       : parse_scenario(scenario_text(options), "options");
+  Scenario scenario = options.scenario
+                          ? read_scenario(*options.scenario)
+                          : parse_scenario(scenario_text(options), "options", kOptions);
   if (!options.interval.empty())
     scenario.duration = time_of("--interval", options.interval);
   if (options.seed)
@@ -132,6 +145,7 @@ void print_json(const Forecast& forecast, const Scenario& scenario) {
           {"incremental", json::object{{"overlay-bytes", to_json(forecast.incremental_overlay)},
                                        {"session-ms", to_json(forecast.incremental_session)}}},
           {"overlays-kept", forecast.overlays_kept},
+          {"refused", forecast.refused},
       }));
 }
 
@@ -166,6 +180,9 @@ void print_table(const Forecast& forecast, const Scenario& scenario) {
         "\n{} of {} commits did not end: the guest writes faster than they copy. Back up "
         "with --tracking overlay, whose commits always end.\n",
         forecast.overlays_kept, forecast.windows);
+  if (forecast.refused != 0)
+    fmt::print("\n{} of {} backups were not made. The first: {}\n", forecast.refused,
+               forecast.refused + forecast.windows, forecast.refusal);
 }
 
 Forecast forecast_shown(const Scenario& scenario, ForecastOptions options) {
@@ -176,8 +193,8 @@ Forecast forecast_shown(const Scenario& scenario, ForecastOptions options) {
 
 int run_forecast(const ForecastArguments& options) {
   const Scenario scenario = scenario_of(options);
-  if (!options.record.empty())
-    check_run_place(options.record);
+  if (options.record)
+    check_run_place(*options.record);
   Run record;
   ForecastOptions wanted;
   wanted.runs = options.runs;
@@ -185,10 +202,10 @@ int run_forecast(const ForecastArguments& options) {
   if (!options.commit_deadline.empty())
     wanted.commit_deadline = std::chrono::duration_cast<std::chrono::milliseconds>(
         time_of("--commit-deadline", options.commit_deadline));
-  wanted.record = options.record.empty() ? nullptr : &record;
+  wanted.record = options.record ? &record : nullptr;
   const Forecast result = forecast_shown(scenario, wanted);
-  if (!options.record.empty())
-    write_run(options.record, record);
+  if (options.record)
+    write_run(*options.record, record);
   (options.as_json ? print_json : print_table)(result, scenario);
   return 0;
 }

@@ -53,12 +53,16 @@ void check_mishap(const Scenario& scenario, Mishap mishap, const char* what, dou
   Rehearsal rehearsal(scenario, scenario.seed);
   rehearsal.commit_deadline = kCommitDeadline;
   rehearsal.let_pass(scenario.guest.cache.expire);
-  const Clock::Duration time = rehearsal.backup_with(mishap);
-  frozen = milliseconds(time);
+  const std::optional<Clock::Duration> time = rehearsal.backup_with(mishap);
+  if (!time) {
+    failures.push_back(fmt::format("{}: there was no switch for it to happen in", what));
+    return;
+  }
+  frozen = milliseconds(*time);
   const Clock::Duration allowed = rehearsal.longest_allowed(mishap);
-  if (time.count() == 0)
+  if (time->count() == 0)
     failures.push_back(fmt::format("{}: the guest was not frozen at all", what));
-  if (time > allowed)
+  if (*time > allowed)
     failures.push_back(fmt::format("{}: the guest was frozen for {:.3f} ms, and {:.3f} ms would do",
                                    what, frozen, milliseconds(allowed)));
 }
@@ -83,22 +87,27 @@ Gated gate(Scenario scenario, const GateOptions& options) {
     guest.recorded = &recorded[run];
     const std::vector<RehearsedBackup> backups = rehearse(scenario, run, guest);
     for (std::size_t i = 0; i < backups.size(); ++i) {
+      result.longest_freeze =
+          std::max(result.longest_freeze, milliseconds(backups[i].longest_freeze));
+      if (backups[i].longest_freeze > deadline)
+        result.failures.push_back(fmt::format(
+            "run {}, backup {}: the guest was frozen for {:.0f} ms, and its deadline is {:.0f} ms",
+            run + 1, i + 1, milliseconds(backups[i].longest_freeze), milliseconds(deadline)));
+      if (!backups[i].refusal.empty()) {
+        result.failures.push_back(
+            fmt::format("run {}, backup {}: {}", run + 1, i + 1, backups[i].refusal));
+        continue;
+      }
       const ObservedWindow& seen = backups[i].observed;
       window.push_back(milliseconds(seen.length));
       agent.push_back(milliseconds(seen.agent));
       qemu.push_back(milliseconds(seen.qemu));
       own.push_back(milliseconds(seen.own()));
-      result.longest_freeze =
-          std::max(result.longest_freeze, milliseconds(backups[i].longest_freeze));
       if (seen.own() > options.budget)
         result.failures.push_back(fmt::format(
             "run {}, backup {}: {:.3f} ms of the window are nbdelta's own, and {:.3f} ms are "
             "allowed; done in it besides: {}",
             run + 1, i + 1, own.back(), milliseconds(options.budget), named(seen.besides)));
-      if (backups[i].longest_freeze > deadline)
-        result.failures.push_back(fmt::format(
-            "run {}, backup {}: the guest was frozen for {:.0f} ms, and its deadline is {:.0f} ms",
-            run + 1, i + 1, milliseconds(backups[i].longest_freeze), milliseconds(deadline)));
     }
   }
   result.record = run_of(scenario, std::move(recorded));

@@ -19,14 +19,19 @@ namespace nbdelta::sim {
 
 namespace json = boost::json;
 
-/// A JSON text that a person wrote, for messages that say the place.
+/// A JSON text, for messages that say the place: one that a person wrote, or what was made of
+/// options.
 struct JsonSource {
   std::string_view text;
   const std::string& file;
+  const OptionNames& options;
 
   template <class... Args>
   [[noreturn]] void refuse(const std::string& pointer, fmt::format_string<Args...> format,
                            Args&&... args) const {
+    for (const auto& [part, option] : options)
+      if (pointer == part || pointer.starts_with(fmt::format("{}/", part)))
+        fail(EINVAL, "{}: {}", option, printable(fmt::format(format, std::forward<Args>(args)...)));
     const Place place = place_of(text, pointer);
     fail(EINVAL, "{}:{}:{}: {}: {}", file, place.line, place.column,
          pointer.empty() ? "/" : printable(pointer),

@@ -3,8 +3,14 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 namespace nbdelta::sim {
+
+/// Of a text that no person has seen: JSON pointers, and the command line's options that the values
+/// there, and all below them, are from.
+using OptionNames = std::vector<std::pair<std::string_view, std::string_view>>;
 
 /// Where something stands in a text; both count from 1.
 struct Place {

@@ -29,10 +29,9 @@ namespace {
 // QEMU's chardevs listen so.
 constexpr int kBacklog = 1;
 
-void create_qcow2(const std::string& path, std::uint64_t size, const image::Backing& backing) {
+void make_qcow2(const File& file, std::uint64_t size, const image::Backing& backing) {
   image::ExtentMap nothing;
   nothing.append(size, image::State::unchanged);
-  const File file = File::open(path, O_RDWR | O_CREAT | O_EXCL);
   image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
 }
 
@@ -104,11 +103,20 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
   // Before the images are made, which would be left in somebody else's folder.
   if (fs::exists(folder_.record()))
     check_record(folder_.record(), recorded_disks());
-  for (const ScenarioDisk& disk : disks_) {
-    create_image(disk);
-    open_disk(disk);
+  std::vector<std::string> made;
+  try {
+    for (const ScenarioDisk& disk : disks_) {
+      create_image(disk, made);
+      open_disk(disk);
+    }
+    if (!fs::exists(folder_.record()))
+      made.push_back(folder_.record());
+    go_on_with_record(clock);
+  } catch (...) {
+    for (const std::string& path : made)
+      ::unlink(path.c_str());
+    throw;
   }
-  go_on_with_record(clock);
   qemu_.hooks().before_command = [this](const qapi::Command& command) {
     return before_command(command);
   };
@@ -137,21 +145,26 @@ std::vector<RecordedDisk> LiveQemu::recorded_disks() const {
   return recorded;
 }
 
-void LiveQemu::create_image(const ScenarioDisk& disk) {
+void LiveQemu::create_image(const ScenarioDisk& disk, std::vector<std::string>& made) {
   const std::string path = folder_.image(disk);
   if (fs::exists(path))
     return;
+  const auto create = [&made](const std::string& name) {
+    File file = File::open(name, O_RDWR | O_CREAT | O_EXCL);
+    made.push_back(name);
+    return file;
+  };
   if (disk.format == "raw") {
-    File::open(path, O_RDWR | O_CREAT | O_EXCL).resize(disk.size);
+    create(path).resize(disk.size);
     return;
   }
   image::Backing backing;
   if (disk.backing) {
-    create_qcow2(folder_.below(disk), disk.size, {});
+    make_qcow2(create(folder_.below(disk)), disk.size, {});
     last_write_ = fill_half(folder_.below(disk), last_write_);
     backing.name = client::backup::base_name(folder_.below(disk));
   }
-  create_qcow2(path, disk.size, backing);
+  make_qcow2(create(path), disk.size, backing);
 }
 
 void LiveQemu::open_disk(const ScenarioDisk& disk) {

@@ -44,7 +44,7 @@ class LiveQemu final : public Disks {
   /// Makes the images that are not there, and opens them, or the overlays that are named beside
   /// them. Throws Error; also where an overlay lies over one and nothing says that the guest runs
   /// on it, where the folder's record is of other disks, and where the images lack what an earlier
-  /// run's guest had flushed.
+  /// run's guest had flushed; then none is made.
   LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder, const Scenario& scenario);
 
   /// Begins to serve the sockets.
@@ -69,7 +69,8 @@ class LiveQemu final : public Disks {
  private:
   asio::awaitable<void> serve_client(std::unique_ptr<client::qmp::Channel> channel);
   std::vector<RecordedDisk> recorded_disks() const;
-  void create_image(const ScenarioDisk& disk);
+  /// Adds the files to `made`.
+  void create_image(const ScenarioDisk& disk, std::vector<std::string>& made);
   void open_disk(const ScenarioDisk& disk);
   void go_on_with_record(Clock& clock);
   std::uint64_t content(std::size_t disk, std::uint64_t granule);

@@ -320,8 +320,13 @@ Nothing FakeQemu::change_backing_file(const ChangeBackingFile& command) {
     refuse("not allowing backing file change on an image without a backing file");
   if (node != &active && !graph_.is_below(*node, active))
     refuse("'{}' and image file are not in the same chain", command.device);
+  constexpr std::size_t kLongestName = 1023;  // qcow2: "Backing file name"
   const bool read_only = node->read_only;
   graph_.set_read_only(*node, false);
+  if (command.backing_file.size() > kLongestName) {
+    graph_.set_read_only(*node, read_only);
+    refuse("Could not change backing file to '{}': Invalid argument", command.backing_file);
+  }
   node->image->set_backing({command.backing_file, node->driver});
   graph_.set_read_only(*node, read_only);
   return {};

@@ -51,8 +51,15 @@ void append_utf8(std::string& out, std::uint32_t point) {
   }
 }
 
-/// The length of the sequence at the beginning of `text`; 0: it is no UTF-8.
+/// As QEMU's util/unicode.c has it: these are in no text.
+bool is_noncharacter(std::uint32_t point) {
+  return (point >= 0xFDD0 && point <= 0xFDEF) || (point & 0xFFFE) == 0xFFFE;
+}
+
+/// The length of the sequence at the beginning of `text`, where 0 has two bytes; 0: it is no UTF-8.
 std::size_t utf8_length(std::string_view text) {
+  if (text.starts_with("\xC0\x80"))
+    return 2;
   const auto first = static_cast<unsigned char>(text[0]);
   const std::size_t length = first < 0x80                    ? 1
                              : first >= 0xC2 && first < 0xE0 ? 2
@@ -61,17 +68,21 @@ std::size_t utf8_length(std::string_view text) {
                                                              : 0;
   if (length == 0 || length > text.size())
     return 0;
-  for (std::size_t i = 1; i < length; ++i)
+  std::uint32_t point = length == 1 ? first : first & (0x7FU >> length);
+  for (std::size_t i = 1; i < length; ++i) {
     if ((static_cast<unsigned char>(text[i]) & 0xC0) != 0x80)
       return 0;
+    point = (point << 6) | (static_cast<unsigned char>(text[i]) & 0x3FU);
+  }
   const auto second = length > 1 ? static_cast<unsigned char>(text[1]) : 0U;
   const bool out_of_range = (first == 0xE0 && second < 0xA0) || (first == 0xED && second > 0x9F) ||
                             (first == 0xF0 && second < 0x90) || (first == 0xF4 && second > 0x8F);
-  return out_of_range ? 0 : length;
+  return out_of_range || is_noncharacter(point) ? 0 : length;
 }
 
-/// As an answer quotes it: what is no UTF-8 is shown as U+FFFD.
+/// As an answer quotes it: up to a NUL, and what is no UTF-8 is shown as U+FFFD.
 std::string stray(std::string_view text) {
+  text = text.substr(0, text.find('\0'));
   std::string shown;
   while (!text.empty()) {
     const std::size_t length = utf8_length(text);
@@ -186,22 +197,24 @@ class Parser {
     return error == std::errc() && stopped == end ? std::optional(unit) : std::nullopt;
   }
 
-  /// A \u at `at`, which moves behind it.
+  /// A \u at `at`, or two that are a pair; `at` moves behind it.
   static std::uint32_t escaped(std::string_view in, std::size_t& at) {
     const std::size_t first = at;
-    const auto unit = code_unit(in, at);
+    std::optional<std::uint32_t> point = code_unit(in, at);
     at += 6;
-    if (unit && (*unit < 0xD800 || *unit > 0xDFFF))
-      return *unit;
-    if (unit && *unit < 0xDC00) {
+    if (point && *point >= 0xD800 && *point <= 0xDFFF) {
       const auto low = code_unit(in, at);
-      if (low && *low >= 0xDC00 && *low <= 0xDFFF) {
+      if (*point < 0xDC00 && low && *low >= 0xDC00 && *low <= 0xDFFF) {
         at += 6;
-        return 0x10000 + ((*unit - 0xD800) << 10) + (*low - 0xDC00);
+        point = 0x10000 + ((*point - 0xD800) << 10) + (*low - 0xDC00);
+      } else {
+        point.reset();
       }
     }
+    if (point && !is_noncharacter(*point))
+      return *point;
     throw ParseFailure{
-        fmt::format("{} is not a valid Unicode character", in.substr(first, std::size_t{6}))};
+        fmt::format("{} is not a valid Unicode character", in.substr(first, at - first))};
   }
 
   static std::string text(const std::string& quoted) {

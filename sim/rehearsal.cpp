@@ -258,13 +258,14 @@ RehearsedBackup Rehearsal::backup() {
                              detail_);
   backup::Report report;
   if (const std::exception_ptr failure = run_session(report))
-    std::rethrow_exception(failure);
+    return refused(failure);
   if (!watch_.window())
     fail(EIO, "{}: the guest was not frozen and thawed", scenario_.name);
   if (recorder_ != nullptr)
     recorder_->end_session(report.overlay_kept ? "the overlay is kept: the commit did not end"
                                                : std::string(kDone));
-  return {.window = report.manifest.window,
+  return {.refusal = {},
+          .window = report.manifest.window,
           .observed = *watch_.window(),
           .longest_freeze = watch_.longest_freeze(time_.now()),
           .overlay_bytes = most_overlay_bytes_,
@@ -273,12 +274,28 @@ RehearsedBackup Rehearsal::backup() {
           .overlay_kept = report.overlay_kept};
 }
 
-Clock::Duration Rehearsal::backup_with(Mishap mishap) {
+/// Throws `failure` where that is not why.
+RehearsedBackup Rehearsal::refused(const std::exception_ptr& failure) {
+  RehearsedBackup result;
+  try {
+    std::rethrow_exception(failure);
+  } catch (const backup::Refused& error) {
+    result.refusal = error.what();
+  }
+  if (recorder_ != nullptr)
+    recorder_->end_session(result.refusal);
+  while (agent_.busy() || agent_.frozen())
+    let_pass(kAftermath);
+  result.longest_freeze = watch_.longest_freeze(time_.now());
+  return result;
+}
+
+std::optional<Clock::Duration> Rehearsal::backup_with(Mishap mishap) {
   mishap_ = mishap;
   backup::Report report;
   run_session(report);  // it fails, and says so
   if (std::exchange(mishap_, Mishap::none) != Mishap::none)
-    fail(EIO, "{}: there was no switch to go wrong", scenario_.name);
+    return std::nullopt;
   let_pass(kAftermath);
   if (agent_.frozen())
     fail(EIO, "{}: the guest is still frozen", scenario_.name);

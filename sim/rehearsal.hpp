@@ -18,6 +18,7 @@ namespace nbdelta::sim {
 
 /// What one backup came to.
 struct RehearsedBackup {
+  std::string refusal;  // why there is none: the guest was not frozen as long as it takes
   client::repository::Window window;  // as nbdelta says
   ObservedWindow observed;
   Clock::Duration longest_freeze{};  // at a stretch
@@ -58,11 +59,12 @@ class Rehearsal final : public Host {
 
   /// The guest goes on.
   void let_pass(Clock::Duration duration);
-  /// The first one is full, the others are incremental. Throws Error where it fails.
+  /// The first one is full, the others are incremental. Throws Error where it fails, but not where
+  /// the guest's freeze does: then all that the agent has to do is over.
   RehearsedBackup backup();
   /// A backup that goes wrong, and all that comes after it. Returns how long the guest was frozen
-  /// for; throws Error where it still is.
-  Clock::Duration backup_with(Mishap mishap);
+  /// for, or nothing where there was no switch that could go wrong; throws Error where it still is.
+  std::optional<Clock::Duration> backup_with(Mishap mishap);
   /// How long the guest may be frozen in such a backup: until nbdelta's deadline, or until its
   /// death, and for a thaw.
   Clock::Duration longest_allowed(Mishap mishap) const;
@@ -94,6 +96,7 @@ class Rehearsal final : public Host {
   Clock::Duration storage_time(std::uint64_t bytes);
   bool run_once();
   std::exception_ptr run_session(client::backup::Report& report);
+  RehearsedBackup refused(const std::exception_ptr& failure);
   std::uint64_t overlay_bytes() const;
 
   Scenario scenario_;

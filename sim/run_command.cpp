@@ -28,7 +28,7 @@ using client::say;
 struct RunOptions {
   std::string scenario;
   std::string folder;
-  std::string record;  // a file for the report; empty: none
+  std::optional<std::string> record;  // a file for the report
 };
 
 /// The scenario's guest in a live QEMU.
@@ -98,15 +98,19 @@ class LiveGuest {
 
 int run(const RunOptions& options) {
   const Scenario scenario = read_scenario(options.scenario);
-  if (!options.record.empty())
-    check_run_place(options.record);
-  std::filesystem::create_directories(options.folder);
+  if (options.record)
+    check_run_place(*options.record);
+  std::error_code status;
+  std::filesystem::create_directories(options.folder, status);
+  if (status || !std::filesystem::is_directory(options.folder, status))
+    fail(ENOTDIR, "--dir '{}' is no folder, and none can be made: {}", options.folder,
+         status ? status.message() : "something else is there");
   const LiveFolder folder{std::filesystem::canonical(options.folder).string()};
   asio::io_context loop;
   client::RealClock clock;
   LiveGuest guest(loop, clock, folder, scenario);
-  if (!options.record.empty())
-    guest.record(options.record, scenario);
+  if (options.record)
+    guest.record(*options.record, scenario);
   guest.start();
   asio::signal_set signals(loop, SIGINT, SIGTERM);
   signals.async_wait([&](const boost::system::error_code& error, int /*number*/) {

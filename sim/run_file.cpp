@@ -182,6 +182,8 @@ Run read_run(const std::string& file) {
 }
 
 void check_run_place(const std::string& file) {
+  if (file.empty())
+    fail(EINVAL, "the path of the record is empty");
   if (is_special(file)) {
     if (std::filesystem::is_directory(file))
       fail(EISDIR, "{}: is a folder: expected a file", file);

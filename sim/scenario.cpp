@@ -223,6 +223,9 @@ void read_load(const JsonEntry& entry, Scenario& scenario, const std::string& fi
     if (!wanted.empty() && disk.name != wanted)
       continue;
     found = true;
+    if (load.request > disk.size)
+      entry.member("request").refuse("is larger than the disk {}: expected at most {}", disk.name,
+                                     exact_bytes(disk.size));
     if (load.area > disk.size)
       entry.member("area").refuse("is larger than the disk {}: expected at most {}", disk.name,
                                   exact_bytes(disk.size));
@@ -257,8 +260,9 @@ void read_disks(const JsonEntry& entry, Scenario& scenario) {
 
 }  // namespace
 
-Scenario parse_scenario(std::string_view text, const std::string& file) {
-  const JsonSource source{text, file};
+Scenario parse_scenario(std::string_view text, const std::string& file,
+                        const OptionNames& options) {
+  const JsonSource source{text, file, options};
   json::stream_parser parser;
   json::error_code status;
   const std::size_t taken =

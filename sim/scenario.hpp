@@ -7,6 +7,7 @@
 
 #include "client/clock.hpp"
 #include "sim/guest.hpp"
+#include "sim/json_place.hpp"
 
 namespace nbdelta::sim {
 
@@ -50,8 +51,10 @@ struct Scenario {
 };
 
 /// JSON. `file` is for messages, and traces' paths are relative to its folder. Throws Error
-/// (EINVAL) that says "FILE:LINE:COLUMN: POINTER: what is wrong, and what is allowed".
-Scenario parse_scenario(std::string_view text, const std::string& file);
+/// (EINVAL) that says "FILE:LINE:COLUMN: POINTER: what is wrong, and what is allowed", or
+/// "OPTION: …" where the value is from one.
+Scenario parse_scenario(std::string_view text, const std::string& file,
+                        const OptionNames& options = {});
 Scenario read_scenario(const std::string& file);
 
 }  // namespace nbdelta::sim

@@ -137,7 +137,7 @@ asio::awaitable<void> Session::wait_for_end_of_export(std::string id) {
 
 /// Nobody can be left reading QEMU's export when the base is committed into.
 asio::awaitable<void> Session::drop_map(Disk& disk, std::string id) {
-  const qapi::BlockExportDel block_export_del{.id = id};
+  const qapi::BlockExportDel block_export_del{.id = id, .mode = "hard"};
   co_await qmp_->call(block_export_del);
   co_await wait_for_end_of_export(id);
   if (disk.plan.map == MapSource::absorbed || broken("bitmap-dropped-before-fsync")) {

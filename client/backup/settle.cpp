@@ -167,7 +167,7 @@ asio::awaitable<void> Settler::end_exports(std::optional<Journal>& journal) {
       continue;
     }
     try {
-      const qapi::BlockExportDel block_export_del{.id = info.id};
+      const qapi::BlockExportDel block_export_del{.id = info.id, .mode = "hard"};
       co_await qmp_->call(block_export_del);
     } catch (const qapi::CommandError& error) {
       if (error.description().find("is not found") == std::string::npos)

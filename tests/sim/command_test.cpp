@@ -149,6 +149,70 @@ TEST(SimCommands, AForecastSaysWhatItCannotTake) {
                           pattern));
 }
 
+/// The options become a scenario that nobody has seen.
+TEST(SimCommands, AForecastNamesTheOption) {
+  const struct {
+    Command option;
+    const char* said;
+  } kCases[] = {
+      {{"--storage", "8 MB/s"}, "--storage: '8 MB/s' is not a rate"},
+      {{"--write-rate", "5 MB/s"}, "--write-rate: '5 MB/s' is not a rate"},
+      {{"--write-rate", "5 MB/s", "--disks", "3"}, "--write-rate: '5 MB/s' is not a rate"},
+      {{"--write-rate", "0 B/s"}, "--write-rate: "},
+      {{"--latency", "soon"}, "--latency: 'soon' is not a time"},
+      {{"--flush-latency", "2 min"}, "--flush-latency: '2 min' is out of range"},
+      {{"--disk-size", "1 KiB"}, "--disk-size: '1 KiB' is out of range"},
+      {{"--disk-size", "600 GiB", "--disks", "2"}, "--disk-size: expected at most 1 TiB in all"},
+  };
+  for (const auto& each : kCases) {
+    Command words{"forecast", "--runs", "1"};
+    words.insert(words.end(), each.option.begin(), each.option.end());
+    EXPECT_THAT(refusal(words), ::testing::StartsWith("nbdelta-sim: " + std::string(each.said)));
+  }
+}
+
+TEST(SimCommands, AForecastCountsWhatIsNotFrozen) {
+  const TempFolder folder;
+  std::ofstream(folder / "slow.json")
+      << R"({"disks": [{"name": "vda", "size": "1 MiB"}], "agent": {"freeze": "20 s", "jitter": 0}})";
+  EXPECT_THAT(run_ok({NBDELTA_SIM, "forecast", "--scenario", folder / "slow.json", "--runs", "1"}),
+              HasSubstr("6 of 6 backups were not made. The first: the guest cannot be frozen"));
+}
+
+TEST(SimCommands, ARecordHasAPath) {
+  const TempFolder folder;
+  std::ofstream(folder / "idle.json") << kIdle;
+  const std::string scenario = folder / "idle.json";
+  for (const Command& command :
+       {Command{"forecast", "--record", ""}, Command{"explore", "--record", ""},
+        Command{"run", "--scenario", scenario, "--dir", folder / "guest", "--record", ""}})
+    EXPECT_EQ(refusal(command), "nbdelta-sim: the path of the record is empty\n");
+}
+
+TEST(SimCommands, AGuestsFolderIsAFolder) {
+  const TempFolder folder;
+  std::ofstream(folder / "idle.json") << kIdle;
+  for (const char* place : {"/dev/null", "/dev/null/guest", ""})
+    EXPECT_THAT(refusal({"run", "--scenario", folder / "idle.json", "--dir", place}),
+                HasSubstr(fmt::format("--dir '{}' is no folder", place)));
+}
+
+/// The second disk cannot be opened: the first one's new image goes again, what was there stays.
+TEST(SimCommands, AGuestThatIsRefusedLeavesNoImages) {
+  const TempFolder folder;
+  std::ofstream(folder / "two.json")
+      << R"({"disks": [{"name": "vda", "size": "1 MiB", "backing": true},
+                       {"name": "vdb", "size": "1 MiB", "format": "raw"}]})";
+  std::filesystem::create_directory(folder / "guest");
+  std::ofstream(folder / "guest/vdb.raw") << "not a MiB";
+  EXPECT_THAT(refusal({"run", "--scenario", folder / "two.json", "--dir", folder / "guest"}),
+              HasSubstr("vdb.raw"));
+  std::set<std::string> left;
+  for (const auto& entry : std::filesystem::directory_iterator(folder / "guest"))
+    left.insert(entry.path().filename());
+  EXPECT_EQ(left, std::set<std::string>{"vdb.raw"});
+}
+
 TEST(SimCommands, SaysWhatIsNoSeed) {
   const auto no_seed = [](const char* option, const char* text) {
     return fmt::format(

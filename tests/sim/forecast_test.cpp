@@ -97,6 +97,24 @@ TEST(ForecastOf, ACommitThatIsOutrunIsCounted) {
   EXPECT_EQ(result.overlays_kept, 1U);
 }
 
+/// nbdelta's deadline is 10 s; the guest's freeze takes about as long.
+TEST(ForecastOf, AFreezeThatTakesTooLongIsCounted) {
+  Scenario scenario = exact(1);
+  scenario.guest.freeze = std::chrono::seconds(10);
+  scenario.guest.freeze_jitter = 0.3;
+  const ForecastOptions options{.runs = 4, .incrementals = 3, .threads = 1};
+  const Forecast some = forecast(scenario, options);
+  EXPECT_GT(some.windows, 0U);
+  EXPECT_GT(some.refused, 0U);
+  EXPECT_EQ(some.windows + some.refused, 16U);
+  EXPECT_NE(some.refusal.find("the guest cannot be frozen"), std::string::npos) << some.refusal;
+  EXPECT_LT(some.freeze.largest, 10'000);
+  scenario.guest.freeze *= 4;
+  const Forecast none = forecast(scenario, options);
+  EXPECT_EQ(none.refused, 16U);
+  EXPECT_EQ(none.window.count, 0U);
+}
+
 TEST(ForecastOf, ThreadsMakeNoDifference) {
   Scenario scenario = exact(2);
   scenario.guest.storage.jitter = 0.5;

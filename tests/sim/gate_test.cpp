@@ -40,6 +40,14 @@ TEST(GateOf, TheGuestIsThawedWhateverHappens) {
   EXPECT_NEAR(result.longest_freeze, 1 + 3 + 2 + 6, 1);
 }
 
+TEST(GateOf, AFreezeThatTakesTooLongFails) {
+  Scenario scenario = exact(1);
+  scenario.guest.freeze = 20s;
+  EXPECT_THAT(gate(scenario, {.runs = 1, .incrementals = 0}).failures,
+              ElementsAre(HasSubstr("run 1, backup 1: the guest cannot be frozen"),
+                          HasSubstr("there was no switch"), HasSubstr("there was no switch")));
+}
+
 TEST(GateOf, WhatPassesItsBudgetFails) {
   const Gated result =
       gate(exact(2), {.budget = 6 * Rehearsal::kMessage - 1us, .runs = 1, .incrementals = 1});

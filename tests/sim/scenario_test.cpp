@@ -196,6 +196,10 @@ TEST(ScenarioText, Refusals) {
       {"an area beyond the disk",
        with("\"loads\": [{\"pattern\": \"uniform\", \"area\": \"2 GiB\"}]"),
        "/loads/0/area: is larger than the disk vda: expected at most 1 GiB\n"},
+      {"a request beyond the disk",
+       "{\"disks\": [{\"name\": \"a\", \"size\": \"1 MiB\"}], \"loads\": [{\"pattern\": "
+       "\"uniform\", \"request\": \"2 MiB\"}]}",
+       "/loads/0/request: is larger than the disk a: expected at most 1 MiB\n"},
       {"half a sector", with("\"loads\": [{\"pattern\": \"uniform\", \"request\": \"700 B\"}]"),
        "/loads/0/request: expected a multiple of 512 B"},
       {"a text for a flag", with("\"loads\": [{\"pattern\": \"idle\", \"direct\": \"yes\"}]"),
