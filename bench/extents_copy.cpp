@@ -1,5 +1,5 @@
 // Copies extents from one file to another with nothing but pread(2) and pwrite(2), one after the
-// other through one buffer: the limit that a copy over NBD is measured against.
+// other through one buffer: what a simple program does that knows where all of it lies.
 //
 //   extents-copy EXTENTS SOURCE TARGET DISK_SIZE
 //

@@ -76,7 +76,7 @@ class Child:
                      rusage.ru_minflt + rusage.ru_majflt)
 
     def stop(self):
-        self._process.terminate()
+        os.kill(self.pid, signal.SIGTERM)  # Popen's own would reap one that has ended
         return self.wait(good=(0, -signal.SIGTERM))
 
     def kill(self):

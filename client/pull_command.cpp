@@ -84,7 +84,6 @@ void print_summary(const PullOptions& options, const pull::JobResult& result,
 int run_pull(const PullOptions& options) {
   pull::Counters counters;
   pull::Job job({.source = options.source.connect_options(),
-                 .retry = options.source.retry_policy(),
                  .target = options.target,
                  .settings = options.settings,
                  .connections_given = options.connections_given},

@@ -66,7 +66,6 @@ std::shared_ptr<Image> BlockGraph::open_image(const NodeOptions& options) {
   }
 }
 
-/// In QEMU's order: first the file, then what is in it.
 /// Nodes and drives share their names.
 void BlockGraph::refuse_name_in_use(const std::string& name) const {
   if (name.empty())
@@ -78,6 +77,7 @@ void BlockGraph::refuse_name_in_use(const std::string& name) const {
     refuse("Duplicate nodes with node-name='{}'", name);
 }
 
+/// In QEMU's order: first the file, then what is in it.
 Node& BlockGraph::open(const NodeOptions& options) {
   refuse_name_in_use(options.file_name);
   if (!options.file_name.empty())
@@ -412,6 +412,10 @@ void BlockGraph::store_bitmaps(Node& node) {
               .bits = bitmap->bits};
   }
   or_refuse([&] { node.image->set_bitmaps(std::move(stored)); });
+}
+
+void BlockGraph::set_backing(Node& node, const BackingFile& backing) {
+  or_refuse([&] { node.image->set_backing(backing); });
 }
 
 void BlockGraph::forget_stored(Node& node, const std::string& bitmap) {

@@ -144,6 +144,8 @@ class BlockGraph {
   void replace(Node& from, Node& to, const Node* except);
   void set_read_only(Node& node, bool read_only);
   /// Takes a persistent bitmap out of the image.
+  /// In the image's header.
+  static void set_backing(Node& node, const BackingFile& backing);
   static void forget_stored(Node& node, const std::string& bitmap);
   /// As QEMU after a snapshot or a commit: where it fails, the node stays as it is.
   void try_read_only(Node& node);

@@ -36,7 +36,6 @@ class CommandTable {
   }
 
   bool knows(const std::string& name) const { return handlers_.count(name) != 0; }
-  void forget(const std::string& name) { handlers_.erase(name); }
   std::vector<std::string> names() const {
     std::vector<std::string> names;
     for (const auto& [name, handler] : handlers_)

@@ -3,11 +3,14 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <functional>
 #include <mutex>
 #include <regex>
-#include <thread>
+#include <stop_token>
 #include <utility>
+#include <vector>
 
+#include "client/pull/threads.hpp"
 #include "sim/world.hpp"
 
 namespace nbdelta::sim {
@@ -30,11 +33,11 @@ Explored explore(const Schedule& schedule, bool keep_log) {
   return explored;
 }
 
-std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail detail) {
+std::vector<RunSession> record_schedule(const Schedule& schedule, RunRecorder::Detail detail) {
   std::optional<World> world;
   std::optional<RunRecorder> recorder;
   try {
-    world.emplace(Schedule::of_seed(seed));
+    world.emplace(schedule);
     recorder.emplace([&world] { return world->now(); });
     world->record(*recorder, detail);
     world->run();
@@ -120,15 +123,16 @@ ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jo
                             std::size_t most_failures, const std::function<void()>& done) {
   ExploreResult result;
   std::mutex mutex;
-  std::atomic<std::uint64_t> next = first;
+  std::atomic<std::uint64_t> next = 0;  // counted from `first`
   std::atomic<std::size_t> failures = 0;
   const auto start = std::chrono::steady_clock::now();
   const auto work = [&] {
     ExploreResult part;
     while (failures < most_failures) {
-      const std::uint64_t seed = next++;
-      if (seed > last)
+      const std::uint64_t index = next++;
+      if (index > last - first)
         break;
+      const std::uint64_t seed = first + index;
       const Explored explored = explore(Schedule::of_seed(seed));
       ++part.schedules;
       part.steps += explored.steps;
@@ -147,12 +151,8 @@ ExploreResult explore_seeds(std::uint64_t first, std::uint64_t last, unsigned jo
     for (const auto& [what, count] : part.seen)
       result.seen[what] += count;
   };
-  std::vector<std::thread> threads;
-  for (unsigned i = 1; i < jobs; ++i)
-    threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads)
-    thread.join();
+  std::stop_source nobody_stops;
+  client::pull::run_threads(std::vector<std::function<void()>>(jobs, work), nobody_stops);
   std::sort(result.failed.begin(), result.failed.end());
   result.seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   return result;

@@ -24,8 +24,8 @@ struct Explored {
 /// Runs a schedule from its beginning; the same one always goes the same way.
 Explored explore(const Schedule& schedule, bool keep_log = false);
 
-/// The sessions of a seed, up to a violation.
-std::vector<RunSession> record_seed(std::uint64_t seed, RunRecorder::Detail detail);
+/// Its sessions, up to a violation.
+std::vector<RunSession> record_schedule(const Schedule& schedule, RunRecorder::Detail detail);
 
 /// What a violation is one of: its first line, where each word with a digit and each disk's name is
 /// '#'.

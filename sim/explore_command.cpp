@@ -44,6 +44,14 @@ WorkProgress progress_of(std::uint64_t first, std::uint64_t last) {
   return {last - first + 1, "seeds"};
 }
 
+void add_sessions(Run& run, std::uint64_t seed, const Schedule& schedule,
+                  RunRecorder::Detail detail) {
+  for (RunSession& session : record_schedule(schedule, detail)) {
+    session.name = fmt::format("seed {}, {}", seed, session.name);
+    run.sessions.push_back(std::move(session));
+  }
+}
+
 /// All of the first seeds, of the others the windows and the faults.
 void record_seeds(const std::string& file, std::uint64_t first, std::uint64_t last) {
   WorkProgress progress = progress_of(first, last);
@@ -52,23 +60,21 @@ void record_seeds(const std::string& file, std::uint64_t first, std::uint64_t la
   run.name = "explore";
   run.seed = first;
   for (std::uint64_t seed = first; seed <= last; ++seed) {
-    for (RunSession& session :
-         record_seed(seed, seed - first < kInDetail ? RunRecorder::Detail::all
-                                                    : RunRecorder::Detail::window)) {
-      session.name = fmt::format("seed {}, {}", seed, session.name);
-      run.sessions.push_back(std::move(session));
-    }
+    add_sessions(run, seed, Schedule::of_seed(seed),
+                 seed - first < kInDetail ? RunRecorder::Detail::all : RunRecorder::Detail::window);
     progress.done();
   }
   write_run(file, run);
 }
 
-void print_seed(const Schedule& schedule) {
+/// Returns whether nothing is wrong.
+bool print_seed(const Schedule& schedule) {
   const Explored explored = explore(schedule, true);
   fmt::print("{}", schedule.text());
   for (const std::string& line : explored.log)
     fmt::print("{}\n", line);
   fmt::print("{}\n", explored.violation ? "VIOLATION: " + *explored.violation : "nothing is wrong");
+  return !explored.violation;
 }
 
 ExploreResult explore_all(std::uint64_t first, std::uint64_t last, unsigned jobs) {
@@ -82,10 +88,15 @@ int replay(const ExploreOptions& options) {
   Schedule schedule = Schedule::of_seed(seed);
   if (options.shrink)
     schedule = shrink(schedule);
-  print_seed(schedule);
-  if (options.record)
-    record_seeds(*options.record, seed, seed);
-  return explore(schedule).violation ? 1 : 0;
+  const bool good = print_seed(schedule);
+  if (options.record) {
+    Run run;
+    run.name = "explore";
+    run.seed = seed;
+    add_sessions(run, seed, schedule, RunRecorder::Detail::all);
+    write_run(*options.record, run);
+  }
+  return good ? 0 : 1;
 }
 
 int run_explore(const ExploreOptions& options) {

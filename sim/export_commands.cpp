@@ -72,7 +72,6 @@ const Export* FakeQemu::find_export(const std::string& name) const {
   return nullptr;
 }
 
-/// The one that a client of the export sees, and the node that has it.
 std::pair<Node*, Bitmap*> FakeQemu::exported_bitmap(Node& top, const std::string& name) {
   for (Node* node = &top; node != nullptr; node = node->backing)
     if (Bitmap* bitmap = node->find_bitmap(name))

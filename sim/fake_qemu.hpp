@@ -138,7 +138,6 @@ class FakeQemu {
   BlockGraph& graph() { return graph_; }
   const std::list<Job>& jobs() const { return jobs_; }
   const std::map<std::string, Export>& exports() const { return exports_; }
-  CommandTable& commands() { return commands_; }
   Timing& timing() { return timing_; }
   const Timing& timing() const { return timing_; }
   QemuHooks& hooks() { return hooks_; }
@@ -184,9 +183,10 @@ class FakeQemu {
   /// What the command takes, whatever is wrong with it.
   Clock::Duration time_of(const qapi::Command& command) const;
   void emit(const std::string& name, qapi::json::object data);
+  /// The one that a client of an export of `top` sees, and the node that has it. Throws BlockError.
+  static std::pair<Node*, Bitmap*> exported_bitmap(Node& top, const std::string& name);
   /// SIGKILL. What is still on its way is not delivered.
   void die();
-  bool dead() const { return dead_; }
 
  private:
   struct Monitor {
@@ -245,7 +245,6 @@ class FakeQemu {
   void end_export(const std::string& id);
   qapi::Nothing stop_nbd_server();
   std::vector<std::string> export_ids() const;
-  static std::pair<Node*, Bitmap*> exported_bitmap(Node& top, const std::string& name);
 
   qapi::Nothing block_commit(const qapi::BlockCommit& command);
   Node& commit_device(const std::string& name);
@@ -268,7 +267,7 @@ class FakeQemu {
   asio::awaitable<void> run_job(std::uint64_t serial);
   void converge(Job& job);
   void make_pending(Job& job);
-  void conclude(Job& job, const std::string& error);
+  void conclude(Job& job, std::string error);
   void finish_active(Job& job);
   void finish_intermediate(Job& job);
   void release(Job& job);

@@ -5,11 +5,10 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <exception>
-#include <mutex>
-#include <thread>
+#include <functional>
+#include <stop_token>
 
-#include "base/error.hpp"
+#include "client/pull/threads.hpp"
 
 namespace nbdelta::sim {
 namespace {
@@ -145,34 +144,19 @@ Forecast forecast(const Scenario& scenario, const ForecastOptions& options) {
   std::vector<std::vector<RehearsedBackup>> runs(options.runs);
   std::vector<std::vector<RunSession>> recorded(options.runs);
   std::atomic<std::uint64_t> next = 0;
-  std::mutex mutex;
-  std::exception_ptr failure;  // the first; under `mutex`
+  std::stop_source failed;
   const auto work = [&] {
-    for (std::uint64_t run = next++; run < options.runs; run = next++) {
-      try {
-        GuestRun guest;
-        guest.incrementals = options.incrementals;
-        guest.commit_deadline = options.commit_deadline;
-        guest.recorded = options.record != nullptr ? &recorded[run] : nullptr;
-        guest.backed_up = [&options] { options.done(1); };
-        runs[run] = rehearse(scenario, run, guest);
-        options.done(options.incrementals + 1 - runs[run].size());
-      } catch (...) {
-        const std::lock_guard lock(mutex);
-        if (!failure)
-          failure = std::current_exception();
-        next = options.runs;
-      }
+    for (std::uint64_t run = next++; run < options.runs && !failed.stop_requested(); run = next++) {
+      GuestRun guest;
+      guest.incrementals = options.incrementals;
+      guest.commit_deadline = options.commit_deadline;
+      guest.recorded = options.record != nullptr ? &recorded[run] : nullptr;
+      guest.backed_up = [&options] { options.done(1); };
+      runs[run] = rehearse(scenario, run, guest);
+      options.done(options.incrementals + 1 - runs[run].size());
     }
   };
-  {
-    std::vector<std::jthread> threads;
-    for (unsigned i = 1; i < options.threads; ++i)
-      threads.emplace_back(work);
-    work();
-  }
-  if (failure)
-    std::rethrow_exception(failure);
+  client::pull::run_threads(std::vector<std::function<void()>>(options.threads, work), failed);
   if (options.record != nullptr)
     *options.record = run_of(scenario, std::move(recorded));
   return summarize(runs);

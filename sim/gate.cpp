@@ -13,9 +13,9 @@ namespace {
 
 // What windows do not depend on, and would take long to rehearse: copying, a commit that is outrun.
 constexpr std::chrono::seconds kCommitDeadline{5};
-constexpr std::chrono::seconds kLongestPause{10};               // between two backups
-constexpr std::uint64_t kLargestDisk = std::uint64_t{1} << 29;  // bytes
-constexpr std::size_t kMostNamed = 8;                           // of what was done in a window
+constexpr std::chrono::seconds kLongestPause{10};                    // between two backups
+constexpr std::uint64_t kLargestRehearsed = std::uint64_t{1} << 29;  // bytes
+constexpr std::size_t kMostNamed = 8;                                // of what was done in a window
 
 /// "transaction (15 times), query-status"
 std::string named(const std::vector<std::string>& what) {
@@ -43,7 +43,7 @@ std::string named(const std::vector<std::string>& what) {
 void make_short(Scenario& scenario) {
   scenario.duration = std::min<Clock::Duration>(scenario.duration, kLongestPause);
   for (ScenarioDisk& disk : scenario.disks)
-    disk.size = std::min(disk.size, kLargestDisk);
+    disk.size = std::min(disk.size, kLargestRehearsed);
   for (DiskLoad& each : scenario.guest.loads)
     each.load.area = std::min(each.load.area, scenario.disks[each.disk].size);
 }

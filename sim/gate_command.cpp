@@ -5,7 +5,6 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
 #include <future>
 #include <memory>
 #include <string>
@@ -17,6 +16,7 @@
 #include "client/repository/manifest.hpp"
 #include "sim/gate.hpp"
 #include "sim/quantity.hpp"
+#include "sim/run_file.hpp"
 #include "sim/text_file.hpp"
 
 namespace nbdelta::sim {
@@ -104,14 +104,8 @@ json::value to_json(const Gated& row, const Measured& measured) {
                       {"failures", std::move(failures)}};
 }
 
-void write(const std::string& path, const std::string& text) {
-  std::ofstream file(path);
-  if (!(file << text << std::flush))
-    fail(EIO, "{}: cannot be written", path);
-}
-
-std::string record_of(const std::string& folder, const Scenario& scenario) {
-  return folder + "/" + scenario.name + ".run.json";
+std::string record_of(const std::string& folder, const std::string& scenario) {
+  return folder + "/" + scenario + ".run.json";
 }
 
 int run(GateArguments options) {
@@ -122,7 +116,7 @@ int run(GateArguments options) {
   for (const std::string& file : options.scenarios) {
     scenarios.push_back(read_scenario(file));
     if (!options.record.empty())
-      check_run_place(record_of(options.record, scenarios.back()));
+      check_run_place(record_of(options.record, scenarios.back().name));
   }
   if (!options.json.empty())
     check_run_place(options.json);
@@ -143,16 +137,17 @@ int run(GateArguments options) {
       failures.push_back(row.scenario + ": " + failure);
     rows.push_back(to_json(row, measured));
     if (!options.record.empty())
-      write_run(options.record + "/" + row.scenario + ".run.json", row.record);
+      write_run(record_of(options.record, row.scenario), row.record);
   }
   fmt::print("\n");
   for (const std::string& failure : failures)
     fmt::print("{}\n", failure);
   if (!options.json.empty())
-    write(options.json,
-          client::pretty(json::object{
-              {"budget-ms", std::chrono::duration<double, std::milli>(options.gate.budget).count()},
-              {"scenarios", std::move(rows)}}));
+    replace_file(
+        options.json,
+        client::pretty(json::object{
+            {"budget-ms", std::chrono::duration<double, std::milli>(options.gate.budget).count()},
+            {"scenarios", std::move(rows)}}));
   return failures.empty() ? client::kDone : client::kFailed;
 }
 

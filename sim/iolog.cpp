@@ -26,9 +26,9 @@ std::vector<std::string_view> words_of(std::string_view line) {
   }
 }
 
-class Parser {
+class IologParser {
  public:
-  explicit Parser(const std::string& name) : name_(name) {}
+  explicit IologParser(const std::string& name) : name_(name) {}
 
   void feed(std::string_view line) {
     ++line_;
@@ -168,7 +168,7 @@ class Parser {
 }  // namespace
 
 Trace parse_iolog(std::string_view text, const std::string& name) {
-  Parser parser(name);
+  IologParser parser(name);
   while (!text.empty()) {
     const std::size_t end = std::min(text.find('\n'), text.size());
     parser.feed(text.substr(0, end));

@@ -335,19 +335,22 @@ void FakeQemu::make_pending(Job& job) {
 }
 
 /// `error`: empty where it went well.
-void FakeQemu::conclude(Job& job, const std::string& error) {
-  job.error = error;
+void FakeQemu::conclude(Job& job, std::string error) {
   release(job);
+  if (error.empty()) {
+    try {
+      job.intermediate ? finish_intermediate(job) : finish_active(job);
+    } catch (const BlockError& failure) {
+      error = failure.what();
+    }
+  }
+  job.error = error;
   if (!error.empty()) {
     set_status(job, "aborting");
     const bool restores = job.intermediate || version_.major >= 10;  // 7.2: not an active commit
     if (restores && job.base_was_read_only)
       graph_.try_read_only(*job.base);
     graph_.collect();  // its disk may have been unplugged
-  } else if (job.intermediate) {
-    finish_intermediate(job);
-  } else {
-    finish_active(job);
   }
   job.drains = false;
   write_held_back();
@@ -381,7 +384,7 @@ void FakeQemu::finish_intermediate(Job& job) {
   for (Node* above : graph_.users_of(*job.top)) {
     if (above->backing != job.top)
       continue;
-    above->image->set_backing({backing, job.base->driver});
+    graph_.set_backing(*above, {backing, job.base->driver});
     hooks_.step("header names another backing file");
     above->backing = job.base;
   }

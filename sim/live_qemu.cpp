@@ -132,7 +132,7 @@ LiveQemu::LiveQemu(asio::io_context& loop, Clock& clock, LiveFolder folder,
     std::abort();
   };
   qemu_.hooks().export_in_use = [this](const std::string& id) { return nbd_.serves(id); };
-  qemu_.hooks().switched = [this] { record_->switched(overlays_); };
+  qemu_.hooks().switched = [this] { record([this](Record& to) { to.switched(overlays_); }); };
 }
 
 std::vector<RecordedDisk> LiveQemu::recorded_disks() const {
@@ -303,7 +303,8 @@ void LiveQemu::write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDo
   const WriteDone finish = [this, disk, granule,
                             done = std::move(done)](const std::exception_ptr& error) {
     if (error) {
-      record_->found(disk, granule, content(disk, granule));
+      const std::uint64_t now = content(disk, granule);
+      record([&](Record& to) { to.found(disk, granule, now); });
       qemu_.stop_on_error();
     }
     done(error);
@@ -312,26 +313,33 @@ void LiveQemu::write(std::size_t disk, std::uint64_t granule, Fill fill, WriteDo
 }
 
 /// A guest whose record ends here is of no use.
-void LiveQemu::record_write(const Device& device, const GuestWrite& write) {
-  const auto disk = static_cast<std::size_t>(&device - qemu_.graph().devices().data());
+void LiveQemu::record(const std::function<void(Record&)>& add) {
   try {
-    if (write.number == 0)
-      record_->zero(disk, write.granule, 1);
-    else
-      record_->write(disk, write.granule, 1, write.number);
+    add(*record_);
   } catch (const Error& error) {
     client::say("nbdelta-sim: {}\n", error.what());
     ::_exit(client::kFailed);
   }
 }
 
+void LiveQemu::record_write(const Device& device, const GuestWrite& write) {
+  const auto disk = static_cast<std::size_t>(&device - qemu_.graph().devices().data());
+  record([&](Record& to) {
+    if (write.number == 0)
+      to.zero(disk, write.granule, 1);
+    else
+      to.write(disk, write.granule, 1, write.number);
+  });
+}
+
 void LiveQemu::flush(std::size_t disk) {
   try {
     qemu_.graph().flush(*qemu_.graph().devices()[disk].root);
-    record_->flush(disk);
   } catch (const Error& error) {  // the guest goes on as if it had not asked
     client::say("nbdelta-sim: {} is not flushed: {}\n", disks_[disk].name, error.what());
+    return;
   }
+  record([&](Record& to) { to.flush(disk); });
 }
 
 }  // namespace nbdelta::sim

@@ -74,6 +74,7 @@ class LiveQemu final : public Disks {
   void open_disk(const ScenarioDisk& disk);
   void go_on_with_record(Clock& clock);
   std::uint64_t content(std::size_t disk, std::uint64_t granule);
+  void record(const std::function<void(Record&)>& add);
   void record_write(const Device& device, const GuestWrite& write);
   std::optional<std::string> before_command(const qapi::Command& command);
   void after_command(const qapi::Command& command);

@@ -20,9 +20,9 @@ constexpr std::uint64_t kMostFilesOfABurst = 8;
 
 /// Spreads ranks over places, so that those of many draws are not neighbours: a bijection of
 /// 0 to count - 1.
-class Spread {
+class Scatter {
  public:
-  explicit Spread(std::uint64_t count) : count_(count), stride_(count / 8 * 5 + 1) {
+  explicit Scatter(std::uint64_t count) : count_(count), stride_(count / 8 * 5 + 1) {
     while (std::gcd(stride_, count_) != 1)
       ++stride_;
   }
@@ -129,7 +129,7 @@ class PlainLoad final : public GroupLoad {
   }
 
   Zipf zipf_;
-  Spread spread_;
+  Scatter spread_;
   std::uint64_t next_place_ = 0;
   std::uint64_t requests_ = 0;
 };
@@ -158,7 +158,7 @@ class DatabaseLoad final : public GroupLoad {
   std::uint64_t log_places_;
   std::uint64_t pages_;
   Zipf zipf_;
-  Spread spread_;
+  Scatter spread_;
   std::uint64_t next_log_ = 0;
 };
 

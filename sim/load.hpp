@@ -41,7 +41,7 @@ struct LoadSetup {
       rate;  // bytes a second of all its programs; none: as fast as it goes
   std::uint64_t request = 16U << 10;  // bytes, a multiple of kSector
   std::uint64_t area = 0;             // bytes from the disk's beginning on; 0: all of it
-  double skew = 0.99;                 // of zipf: the exponent, 0 (uniform) to 3
+  double skew = 0.99;                 // of zipf, database: the exponent, 0 (uniform) to 3
   double zero_share = 0;              // of the requests
   double discard_share = 0;
   std::uint64_t sync_every = 0;  // requests; 0: never

@@ -59,7 +59,7 @@ inline constexpr std::uint16_t kChunkDone = 1;
 enum class Chunk : std::uint16_t { none = 0, data = 1, block_status = 5, error = 0x8001 };
 inline constexpr std::size_t kMostExtents = 131'072;  // a reply; QEMU limit
 
-inline constexpr std::uint32_t kPermitted = 1;  // NBD_EPERM
+inline constexpr std::uint32_t kNotPermitted = 1;  // NBD_EPERM
 inline constexpr std::uint32_t kInputOutput = 5;
 inline constexpr std::uint32_t kInvalid = 22;
 

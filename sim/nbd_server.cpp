@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "client/say.hpp"
 #include "sim/nbd_protocol.hpp"
 #include "sim/stamp.hpp"
 #include "sim/unawaited.hpp"
@@ -350,8 +351,10 @@ void NbdServer::listen(const std::string& path) {
         UnixServer::Socket socket = co_await server->accept();
         asio::co_spawn(self->executor_, self->serve(std::move(socket)), kUnawaited);
       }
-    } catch (const boost::system::system_error&) {
-      // it listens no more
+    } catch (const boost::system::system_error& error) {
+      if (error.code() != asio::error::operation_aborted)  // it listens no more
+        client::say("nbdelta-sim: no client can connect to QEMU's NBD server any more: {}\n",
+                    error.what());
     }
   };
   asio::co_spawn(executor_, accept_all(this), kUnawaited);

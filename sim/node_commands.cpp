@@ -323,12 +323,18 @@ Nothing FakeQemu::change_backing_file(const ChangeBackingFile& command) {
   constexpr std::size_t kLongestName = 1023;  // qcow2: "Backing file name"
   const bool read_only = node->read_only;
   graph_.set_read_only(*node, false);
-  if (command.backing_file.size() > kLongestName) {
-    graph_.set_read_only(*node, read_only);
-    refuse("Could not change backing file to '{}': Invalid argument", command.backing_file);
+  std::string why;
+  if (command.backing_file.size() > kLongestName)
+    why = "Invalid argument";
+  try {
+    if (why.empty())
+      graph_.set_backing(*node, {command.backing_file, node->driver});
+  } catch (const BlockError& failure) {
+    why = failure.what();
   }
-  node->image->set_backing({command.backing_file, node->driver});
   graph_.set_read_only(*node, read_only);
+  if (!why.empty())
+    refuse("Could not change backing file to '{}': {}", command.backing_file, why);
   return {};
 }
 

@@ -33,27 +33,37 @@ Qcow2HeaderFile::Qcow2HeaderFile(const File& file) {
   std::string cluster(std::min(cluster_size(), file.size()), '\0');
   file.read_exactly_at(std::as_writable_bytes(std::span(cluster)), 0);
   header_rest_ = cluster.substr(sizeof header_, header_.header_length - sizeof header_);
-  read_extensions(cluster);
+  read_extensions(file, cluster);
 }
 
-void Qcow2HeaderFile::read_extensions(const std::string& cluster) {
+void Qcow2HeaderFile::read_extensions(const File& file, const std::string& cluster) {
   std::string backing_format;
-  for (std::size_t at = header_.header_length; at + sizeof(ExtensionHeader) <= cluster.size();) {
+  const std::size_t end = header_.backing_file_offset == 0
+                              ? cluster.size()
+                              : std::min<std::size_t>(cluster.size(), header_.backing_file_offset);
+  for (std::size_t at = header_.header_length; at + sizeof(ExtensionHeader) <= end;) {
     ExtensionHeader head;
     std::memcpy(&head, cluster.data() + at, sizeof head);
     at += sizeof head;
+    if (head.length > end - at)
+      fail(EINVAL, "{}: a header extension of {} bytes at {} does not fit", file.name(),
+           std::uint32_t{head.length}, at);
     std::string data = cluster.substr(at, head.length);
     at += round_up(head.length, 8);
     switch (static_cast<image::qcow2::Extension>(std::uint32_t{head.type})) {
       case image::qcow2::Extension::end:
-        at = cluster.size();
+        at = end;
         break;
       case image::qcow2::Extension::backing_format:
         backing_format = data;
         break;
       case image::qcow2::Extension::bitmaps:
-        if ((header_.autoclear_features & kBitmapsValid) != 0)
-          std::memcpy(&bitmaps.emplace(), data.data(), sizeof(BitmapsExtension));
+        if ((header_.autoclear_features & kBitmapsValid) == 0)
+          break;
+        if (data.size() != sizeof(BitmapsExtension))
+          fail(EINVAL, "{}: the bitmaps extension has {} bytes, and should have {}", file.name(),
+               data.size(), sizeof(BitmapsExtension));
+        std::memcpy(&bitmaps.emplace(), data.data(), sizeof(BitmapsExtension));
         break;
       default:
         others_.push_back({head.type, std::move(data)});

@@ -34,7 +34,7 @@ class Qcow2HeaderFile {
     std::string data;
   };
 
-  void read_extensions(const std::string& cluster);
+  void read_extensions(const File& file, const std::string& cluster);
   std::uint64_t cluster_size() const { return std::uint64_t{1} << header_.cluster_bits; }
 
   image::qcow2::Header header_{};

@@ -102,8 +102,11 @@ void Record::add(std::string_view what) {
   const auto now = clock_->now().time_since_epoch();
   const std::string line = fmt::format(
       "{} {}\n", std::chrono::duration_cast<std::chrono::microseconds>(now).count(), what);
-  if (::write(file_.fd(), line.data(), line.size()) != static_cast<ssize_t>(line.size()))
+  const ssize_t written = ::write(file_.fd(), line.data(), line.size());
+  if (written < 0)
     fail_errno("{}: cannot add a line", file_.name());
+  if (written != static_cast<ssize_t>(line.size()))
+    fail(ENOSPC, "{}: cannot add a line: no space is left", file_.name());
 }
 
 void Record::found(std::size_t disk, std::uint64_t granule, std::uint64_t content) {

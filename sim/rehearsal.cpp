@@ -46,7 +46,6 @@ std::string Rehearsal::image_path(const ScenarioDisk& disk) const {
 }
 
 void Rehearsal::create_disks() {
-  DiskContents contents;
   WriteNumber number = 0;
   for (const ScenarioDisk& disk : scenario_.disks) {
     const std::uint64_t granules = disk.size / MemoryImage::kGranule;
@@ -57,11 +56,8 @@ void Rehearsal::create_disks() {
       below = &store_.create_image(path, "qcow2", granules);
       image.set_backing({path, "qcow2"});
     }
-    std::vector<WriteNumber>& numbers = contents.emplace_back(granules);
-    for (std::uint64_t granule = 0; granule < granules; ++granule) {
-      numbers[granule] = ++number;
-      (below != nullptr && granule % 2 == 0 ? *below : image).write(granule, number);
-    }
+    for (std::uint64_t granule = 0; granule < granules; ++granule)
+      (below != nullptr && granule % 2 == 0 ? *below : image).write(granule, ++number);
     image.flush();
     if (below != nullptr)
       below->flush();
@@ -74,7 +70,7 @@ void Rehearsal::create_disks() {
                                      .direct = false});
     qemu_.graph().add_device(disk.by_drive ? disk.name : "", disk.name, node);
   }
-  disks_.emplace(qemu_, std::move(contents), number);
+  disks_.emplace(qemu_, number);
 }
 
 void Rehearsal::connect() {
@@ -263,7 +259,7 @@ RehearsedBackup Rehearsal::backup() {
     fail(EIO, "{}: the guest was not frozen and thawed", scenario_.name);
   if (recorder_ != nullptr)
     recorder_->end_session(report.overlay_kept ? "the overlay is kept: the commit did not end"
-                                               : std::string(kDone));
+                                               : std::string(kResultDone));
   return {.refusal = {},
           .window = report.manifest.window,
           .observed = *watch_.window(),

@@ -88,8 +88,8 @@ class Page {
     std::size_t done = 0;
     std::size_t failed = 0;
     for (const Shown& each : sessions_) {
-      done += each.session->result == kDone ? 1U : 0U;
-      failed += each.session->result && *each.session->result != kDone ? 1U : 0U;
+      done += each.session->result == kResultDone ? 1U : 0U;
+      failed += each.session->result && *each.session->result != kResultDone ? 1U : 0U;
     }
     std::size_t real = 0;
     for (const Run& run : *runs_)
@@ -235,7 +235,7 @@ class Page {
   void session(const Shown& shown, const std::string& name) {
     const RunSession& session = *shown.session;
     add("<h3>{}</h3>\n<p>", xml_text(shown.name()));
-    if (session.result && *session.result == kDone)
+    if (session.result && *session.result == kResultDone)
       add("Done. ");
     else if (session.result)
       add("Not done: {}. ", xml_text(*session.result));

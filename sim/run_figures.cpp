@@ -71,12 +71,6 @@ std::optional<FreezeWindow> window_of(const RunSession& session) {
                       .thaw_us = duration(parts.thaw)};
 }
 
-const std::vector<std::string_view>& state_names() {
-  static const std::vector<std::string_view> kNames{"prepare", "freeze", "switch", "thaw",  "copy",
-                                                    "export",  "pull",   "commit", "rotate"};
-  return kNames;
-}
-
 std::vector<SessionState> states_of(const RunSession& session) {
   const Parts parts = parts_of(session);
   if (parts.switched == nullptr)
@@ -189,7 +183,7 @@ std::vector<FaultEffect> effects_of(const std::vector<Run>& runs) {
         FaultEffect& effect = effects[name];
         effect.name = name;
         ++effect.sessions;
-        effect.done += session.result == kDone ? 1U : 0U;
+        effect.done += session.result == kResultDone ? 1U : 0U;
         effect.frozen_us.push_back(frozen_us(session));
         effect.longest_frozen_us = std::max(effect.longest_frozen_us, frozen_us(session));
         effect.longest_request_us =

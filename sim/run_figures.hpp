@@ -24,7 +24,7 @@ struct FreezeWindow {
 
   std::int64_t length_us() const { return end_us - start_us; }
   std::int64_t agent_us() const { return freeze_us + thaw_us; }
-  /// What was waited for neither the agent nor QEMU: nbdelta's own.
+  /// What neither the agent nor QEMU needed.
   std::int64_t own_us() const { return length_us() - agent_us() - switch_us; }
 };
 
@@ -40,8 +40,6 @@ struct SessionState {
 
 /// In their order, without gaps from the first one's start.
 std::vector<SessionState> states_of(const RunSession& session);
-/// The names that there may be, in their order.
-const std::vector<std::string_view>& state_names();
 /// The state that the session was in; "" where it was in none.
 std::string_view state_at(const std::vector<SessionState>& states, std::int64_t us);
 

@@ -137,7 +137,7 @@ RunSession session_of(const repository::Manifest& manifest) {
   const std::int64_t start = window.freeze_sent_us.value_or(window.switch_sent_us);
   RunSession session;
   session.name = fmt::format("{:04}-{}", manifest.number, manifest.type);
-  session.result = kDone;
+  session.result = kResultDone;
   // Unsigned: whatever a file says, the subtraction is defined.
   const auto since = [start](std::int64_t us) {
     return static_cast<std::int64_t>(static_cast<std::uint64_t>(us) -
@@ -202,7 +202,10 @@ void check_run_place(const std::string& file) {
 }
 
 void write_run(const std::string& file, const Run& run) {
-  const std::string text = json::serialize(qapi::to_json(run)) + "\n";
+  replace_file(file, json::serialize(qapi::to_json(run)) + "\n");
+}
+
+void replace_file(const std::string& file, const std::string& text) {
   if (is_special(file)) {
     std::ofstream out(file);
     if (!(out << text << std::flush))

@@ -16,7 +16,7 @@ inline constexpr std::string_view kToQemu = "qemu";
 inline constexpr std::string_view kToAgent = "agent";
 inline constexpr std::string_view kVirtual = "virtual";
 inline constexpr std::string_view kReal = "real";
-inline constexpr std::string_view kDone = "done";
+inline constexpr std::string_view kResultDone = "done";
 
 /// A command, from its arrival at QEMU or the agent to its answer.
 struct RunCommand {
@@ -85,7 +85,7 @@ struct RunFault {
 /// One backup. The lists are in the order of their times.
 struct RunSession {
   std::string name;
-  std::optional<std::string> result;  // kDone, or what went wrong; absent: nobody knows
+  std::optional<std::string> result;  // kResultDone, or what went wrong; absent: nobody knows
   std::int64_t start_us = 0;
   std::int64_t end_us = 0;
   std::vector<RunCommand> commands;
@@ -141,6 +141,9 @@ RunSession session_of(const client::repository::Manifest& manifest);
 void check_run_place(const std::string& file);
 
 /// Replaces the file as a whole. Throws Error.
+/// Replaces the file by one with this text, once that is complete.
+void replace_file(const std::string& file, const std::string& text);
+
 void write_run(const std::string& file, const Run& run);
 
 }  // namespace nbdelta::sim

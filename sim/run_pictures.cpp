@@ -21,20 +21,20 @@ std::string time_text(std::int64_t us) {
 }
 
 /// Of a time axis.
-struct Unit {
+struct AxisUnit {
   double us;
   const char* name;
 };
 
-Unit unit_of(std::int64_t longest_us) {
-  return longest_us < 2'000'000 ? Unit{1e3, "ms"} : Unit{1e6, "s"};
+AxisUnit unit_of(std::int64_t longest_us) {
+  return longest_us < 2'000'000 ? AxisUnit{1e3, "ms"} : AxisUnit{1e6, "s"};
 }
 
 }  // namespace
 
 Picture draw_window(const std::string& name, const FreezeWindow& window) {
   constexpr unsigned kTop = 8;
-  const Unit unit = unit_of(window.length_us());
+  const AxisUnit unit = unit_of(window.length_us());
   const auto at = [&](std::int64_t us) {
     return static_cast<double>(us - window.start_us) / unit.us;
   };
@@ -81,7 +81,7 @@ Picture draw_budget(const std::string& name, const std::vector<LabelledWindow>& 
   std::int64_t longest_us = 1;
   for (const LabelledWindow& each : windows)
     longest_us = std::max(longest_us, each.window.length_us());
-  const Unit unit = unit_of(longest_us);
+  const AxisUnit unit = unit_of(longest_us);
   std::string labels;
   for (const auto& [text, window] : windows) {
     const auto row = static_cast<double>(rows.size());

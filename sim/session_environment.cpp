@@ -18,7 +18,7 @@ using namespace std::chrono_literals;
 namespace backup = client::backup;
 namespace qmp = client::qmp;
 
-constexpr Clock::Duration kStart = 30ms;  // of nbdkit
+constexpr Clock::Duration kNbdkitStart = 30ms;  // of nbdkit
 
 /// The chain below an image, as a plugin opens it.
 std::vector<std::string> chain_of(const Store& store, const std::string& path) {
@@ -224,7 +224,7 @@ class SimEnvironment final : public backup::Environment {
       co_return std::make_unique<SimDirectServer>(request.image);
     }
     host_->step("start nbdkit", process_);
-    co_await clock().wait(kStart);
+    co_await clock().wait(kNbdkitStart);
     live();
     if (host_->strike({FaultKind::plugin_refuses}))
       fail(EIO, "nbdkit: it does not start");
@@ -359,7 +359,7 @@ class SimEnvironment final : public backup::Environment {
     const Export* found = qemu == nullptr ? nullptr : qemu->find_export(name);
     if (found == nullptr)
       fail(ENOENT, "nbdkit: map: there is no export {}", name);
-    return found->node->find_bitmap(found->bitmaps.at(0))->bits;
+    return FakeQemu::exported_bitmap(*found->node, found->bitmaps.front()).second->bits;
   }
 
   void put(const std::string& target, const std::string& base, MemoryImage image) {

@@ -25,6 +25,10 @@
 
 namespace nbdelta::sim {
 
+/// What each granule of each disk must read as: the number of the last write to it that was
+/// acknowledged; 0 is zeros.
+using DiskContents = std::vector<std::vector<WriteNumber>>;
+
 /// What a schedule showed to be wrong.
 class Violation : public std::runtime_error {
  public:

@@ -19,7 +19,7 @@ namespace backup = client::backup;
 
 namespace {
 
-constexpr Clock::Duration kLongestRun = 3h;  // of virtual time: nothing here takes that long
+constexpr Clock::Duration kLongestSession = 3h;  // of virtual time: nothing here takes that long
 
 }  // namespace
 
@@ -86,7 +86,7 @@ bool World::run_once() {
 }
 
 void World::run_until_ended(Process& process) {
-  const Clock::Time limit = time_.now() + kLongestRun;
+  const Clock::Time limit = time_.now() + kLongestSession;
   while (process.alive() && !process.ended()) {
     if (run_once())
       continue;
@@ -135,7 +135,7 @@ bool World::run_in_process(const std::string& what,
   for (Plugin& plugin : plugins_)
     if (plugin.alive && !plugin.outlives)
       violated("nbdkit is left running");
-  outcome_ = killed ? "nbdelta was killed" : kDone;
+  outcome_ = killed ? "nbdelta was killed" : kResultDone;
   if (killed)
     return false;
   if (!failure)

@@ -113,21 +113,19 @@ void Source::check_same() const {
   const Export& now = connection_->negotiated();
   const Export& known = *known_.exported;
   if (now.size != known.size)
-    differ(
-        "{}: after the connection was lost the export came back with another size: {} bytes, "
-        "before {}",
-        options().uri, now.size, known.size);
+    differ("{}: the export is another one since the first connection: it has {} bytes, and had {}",
+           options().uri, now.size, known.size);
   if (now.changed_view != known.changed_view || now.has_bitmap != known.has_bitmap ||
       now.packed != known.packed)
-    differ("{}: after the connection was lost the export came back as another view of the disk",
+    differ("{}: the export is another one since the first connection: another view of the disk",
            options().uri);
   if (now.description != known.description)
     differ(
-        "{}: after the connection was lost the export came back as '{}', before it was '{}': what "
-        "was copied so far does not belong to that; start again",
+        "{}: the export is another one since the first connection: it is '{}', and was '{}'; what "
+        "was copied so far does not belong to that: start again",
         options().uri, now.description, known.description);
   if (now.minimum_block > known.minimum_block || now.maximum_block < known.maximum_block)
-    differ("{}: after the connection was lost the export came back with other block sizes",
+    differ("{}: the export is another one since the first connection: it has other block sizes",
            options().uri);
 }
 

@@ -19,7 +19,7 @@ using Clock = RateLimiter::Clock;
 
 constexpr std::uint64_t kOperation = 16 * kMiB;  // what one thread takes at a time
 constexpr std::uint64_t kChunk = 256 * kKiB;     // of it in one step: stays in a processor's cache
-constexpr std::chrono::milliseconds kLongestSleep{100};
+constexpr std::chrono::milliseconds kLongestPause{100};
 
 /// One thread's part.
 class DirectWorker {
@@ -113,7 +113,7 @@ class DirectWorker {
     bytes -= booked;
     const auto until = Clock::now() + work_.book(bytes);
     for (auto now = Clock::now(); now < until; now = Clock::now()) {
-      std::this_thread::sleep_for(std::min<Clock::duration>(until - now, kLongestSleep));
+      std::this_thread::sleep_for(std::min<Clock::duration>(until - now, kLongestPause));
       check_stop();
     }
   }

@@ -52,7 +52,7 @@ void Job::pull(std::stop_source& stop) {
 
 void Job::pull_from_server(std::stop_source& stop) {
   const auto start = Clock::now();
-  source_.emplace(options_.source, options_.retry, stop.get_token());
+  source_.emplace(options_.source, options_.settings.retry, stop.get_token());
   source_->connect();
   const nbd::Export exported = source_->negotiated();
   std::optional<nbd::PackedExport> packed = source_->turn_to_packed();

@@ -16,7 +16,6 @@ namespace nbdelta::client::pull {
 
 struct JobOptions {
   nbd::ConnectOptions source;
-  nbd::RetryPolicy retry;
   target::TargetOptions target;
   Settings settings;
   bool connections_given = false;  // more than one also where the server says no multi-conn

@@ -126,11 +126,20 @@ void ApplyTarget::mark(const std::string& source) {
     started_ = true;
     return;
   }
-  const File mark =
-      or_refuse([&] { return File::open(mark_path_, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW); });
-  const std::string text = source + "\n";
-  mark.write_at(std::as_bytes(std::span(text)), 0);
-  mark.sync();
+  const std::string next = mark_path_ + ".new";  // a mark that is there is whole
+  try {
+    or_refuse([&] {
+      const File mark = File::open(next, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);
+      const std::string text = source + "\n";
+      mark.write_at(std::as_bytes(std::span(text)), 0);
+      mark.sync();
+      if (::rename(next.c_str(), mark_path_.c_str()) != 0)
+        fail_errno("{}: cannot be renamed to {}", next, mark_path_);
+    });
+  } catch (const Error&) {
+    ::unlink(next.c_str());
+    throw;
+  }
   sync_folder_of(mark_path_);
   started_ = true;
 }

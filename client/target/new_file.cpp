@@ -57,6 +57,25 @@ void NewFile::create() {
   struct stat old {};
   const bool replaces = ::stat(path_.c_str(), &old) == 0;
   const mode_t mode = replaces ? kNobodyElse : kUsual;
+  open_partial(mode);
+  if (file_.status().st_nlink > 1) {  // a finished copy's other name, see rename()
+    if (::unlink(partial_.c_str()) != 0)
+      refuse(errno, "{}: is another name of a finished copy, and cannot be removed: {}", partial_,
+             std::strerror(errno));
+    open_partial(mode);
+  }
+  {
+    const std::lock_guard guard(mutex_);
+    if (state_ == State::abandoned)
+      fail(ECANCELED, "{}: interrupted", path_);
+    state_ = State::partial;
+  }
+  file_.resize(0);
+  if (replaces)
+    take_permissions_of(old);
+}
+
+void NewFile::open_partial(mode_t mode) {
   file_ = or_refuse([&] { return File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW, mode); });
   try {
     image::lock_image(file_, image::Access::write);
@@ -69,15 +88,6 @@ void NewFile::create() {
   if (::lstat(partial_.c_str(), &named) != 0 || named.st_ino != locked.st_ino ||
       named.st_dev != locked.st_dev)
     refuse(EEXIST, "{}: another pull has just finished it", path_);
-  {
-    const std::lock_guard guard(mutex_);
-    if (state_ == State::abandoned)
-      fail(ECANCELED, "{}: interrupted", path_);
-    state_ = State::partial;
-  }
-  file_.resize(0);
-  if (replaces)
-    take_permissions_of(old);
 }
 
 /// Before any data is in the file, and so that nobody may do more with it than with the old one.
@@ -123,8 +133,10 @@ void NewFile::publish() {
     rename();
     state_ = State::published;
   }
-  ::unlink(unfinished_mark_of(path_).c_str());  // of an --apply to what was there before
-  sync_folder_of(path_);                        // may hang with the disk, and abandon() must not
+  const std::string mark = unfinished_mark_of(path_);  // of an --apply to what was there before
+  if (::unlink(mark.c_str()) != 0 && errno != ENOENT)
+    fail_errno("{} is complete, but {} cannot be removed", path_, mark);
+  sync_folder_of(path_);  // may hang with the disk, and abandon() must not
 }
 
 void NewFile::rename() {
@@ -136,7 +148,7 @@ void NewFile::rename() {
   // A file system that cannot refuse by itself: a link can.
   if (errno != EINVAL || ::link(partial_.c_str(), path_.c_str()) != 0)
     fail_errno("{}: cannot be renamed to {}", partial_, path_);
-  ::unlink(partial_.c_str());
+  ::unlink(partial_.c_str());  // where it stays, create() knows it by its two names
 }
 
 std::string NewFile::abandon() noexcept {

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <mutex>
 #include <string>
@@ -47,6 +49,7 @@ class NewFile {
  private:
   enum class State : std::uint8_t { none, partial, published, abandoned };
 
+  void open_partial(mode_t mode);
   void take_permissions_of(const struct stat& old) const;
   bool can_share_blocks_of(const File& other) const;
   void rename();

@@ -267,6 +267,18 @@ TEST(Target, LeftOverPartialFileIsTakenOver) {
   EXPECT_EQ(fs::file_size(folder / "disk.raw"), kMiB);
 }
 
+/// As after a kill between link(2) and unlink(2), where the file system cannot rename without
+/// replacing.
+TEST(Target, PartialFileThatIsAFinishedCopyIsLeftAlone) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  run_ok({"sh", "-c", "echo precious > " + folder / "copy"});
+  fs::create_hard_link(folder / "copy", folder / "disk.raw.partial");
+  pulled({from.uri(), folder / "disk.raw"});
+  EXPECT_EQ(fs::file_size(folder / "disk.raw"), kMiB);
+  EXPECT_EQ(run_ok({"cat", folder / "copy"}), "precious\n");
+}
+
 TEST(Target, PartialFileIsNoSymbolicLink) {
   const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
   const TempFolder folder;
@@ -325,6 +337,25 @@ TEST(Target, MarkOfAnotherSourceIsRespected) {
       run(nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--apply", "--force"})).status,
       0);
   EXPECT_FALSE(fs::exists(mark));
+}
+
+/// A mark that nobody can read would be in the next pull's way.
+TEST(Target, MarkThatCannotBeWrittenIsNotLeft) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"1M"});
+  const TempFolder folder;
+  create_image(folder / "disk.raw", "raw", kMiB);
+  const Command pull = nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--apply"});
+  Command limited{"sh", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "sh"};
+  limited.insert(limited.end(), pull.begin(), pull.end());
+  const Outcome outcome = run(limited);
+  EXPECT_EQ(outcome.status, kRefused) << outcome.err;
+  EXPECT_NE(outcome.err.find("disk.raw.nbdelta-unfinished.new"), std::string::npos) << outcome.err;
+  std::size_t files = 0;
+  for (const auto& entry : fs::directory_iterator(folder.path())) {
+    EXPECT_EQ(entry.path().filename(), "disk.raw");
+    ++files;
+  }
+  EXPECT_EQ(files, 1U);
 }
 
 TEST(Target, NbdThatIsTooSmallOrReadOnlyIsRefused) {

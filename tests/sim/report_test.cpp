@@ -31,7 +31,7 @@ const std::string kOddName = R"(v'm <b>&"`x`")";
 RunSession session_of(std::int64_t window_us) {
   RunSession made;
   made.name = kOddName;
-  made.result = kDone;
+  made.result = kResultDone;
   made.end_us = window_us + 5'000'000;
   const auto add = [&](std::string_view to, const char* name, std::int64_t start,
                        std::int64_t end) {
@@ -269,7 +269,7 @@ TEST(Recorded, ForecastsAreWhatTheyFound) {
     ASSERT_TRUE(window) << each.name;
     lengths.push_back(static_cast<double>(window->length_us()) / 1000);
     EXPECT_EQ(window->own_us(), 6 * 20);  // messages between processes, see Rehearsal
-    EXPECT_EQ(each.result, kDone);
+    EXPECT_EQ(each.result, kResultDone);
     EXPECT_EQ(each.frozen.size(), 1U);
   }
   // nbdelta's own clock sees a message at each end too.
@@ -306,14 +306,15 @@ TEST(Recorded, ExploredSeedsSayWhatTheirFaultsDid) {
   std::size_t frozen = 0;
   for (std::uint64_t seed = 1; seed <= 60; ++seed)
     for (RunSession& each :
-         record_seed(seed, seed < 30 ? RunRecorder::Detail::all : RunRecorder::Detail::window)) {
+         record_schedule(Schedule::of_seed(seed),
+                         seed < 30 ? RunRecorder::Detail::all : RunRecorder::Detail::window)) {
       EXPECT_TRUE(each.result) << seed;
       results.insert(each.result.value_or(""));
       frozen += each.frozen.size();
       run.sessions.push_back(std::move(each));
     }
   expect_as_the_schema_says(run);
-  EXPECT_TRUE(results.count(std::string(kDone)));
+  EXPECT_TRUE(results.count(std::string(kResultDone)));
   EXPECT_TRUE(results.count("nbdelta was killed"));
   EXPECT_GT(results.size(), 5U);
   EXPECT_GT(frozen, 30U);

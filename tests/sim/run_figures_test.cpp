@@ -162,10 +162,10 @@ TEST(EffectsOf, CountsASessionForEachOfItsFaults) {
   run.sessions[0].frozen = {{0, 5}, {10, 30}};
   run.sessions[0].result = "lost";
   run.sessions[1].faults = {{1, "late answer"}};
-  run.sessions[1].result = kDone;
+  run.sessions[1].result = kResultDone;
   run.sessions[1].latency = {{0, 1, 4, 9}, {5, 1, 3, 3}};
   run.sessions[2].faults = {{1, "late answer"}};
-  run.sessions[3].result = kDone;
+  run.sessions[3].result = kResultDone;
   const std::vector<FaultEffect> effects = effects_of({run});
   ASSERT_EQ(effects.size(), 2U);
   EXPECT_EQ(effects[0].name, "kill QEMU");

@@ -140,14 +140,14 @@ class RealEnvironment final : public Environment {
   asio::awaitable<PullResult> pull(PullRequest request, pull::Counters& counters) override {
     pull::JobOptions options;
     options.source.uri = request.uri;
-    options.retry.attempts = 2;  // the server is ours: the session starts it again
     options.target.name = request.target;
     options.target.base = request.base;
     options.target.format = image::Format::qcow2;
     if (!request.base.empty())
       options.target.base_format = image::Format::qcow2;
     options.settings = options_.pull;
-    options.settings.retry = options.retry;
+    options.settings.retry = {};
+    options.settings.retry.attempts = 2;  // the server is ours: the session starts it again
     PullThread thread(std::move(options), counters, stop_);
     const pull::JobResult result = co_await thread.result();
     co_return PullResult{
