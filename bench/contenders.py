@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from dataclasses import dataclass, field
+from urllib.parse import quote
 
 import data
 import measure
@@ -44,7 +45,7 @@ class Wire:
 
 
 def unix_wire(folder):
-    return Wire(["-U", f"{folder}/socket"], f"nbd+unix:///EXPORT?socket={folder}/socket")
+    return Wire(["-U", f"{folder}/socket"], f"nbd+unix:///EXPORT?socket={quote(folder)}/socket")
 
 
 def tcp_wire(host, port, server_side=(), client_side=()):

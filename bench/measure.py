@@ -227,7 +227,10 @@ def remove(path):
 
 
 def sync_file(path):
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        raise Failed(f"{path}: no such file was made") from None
     try:
         os.fsync(descriptor)
     finally:

@@ -9,6 +9,7 @@
 #include "base/error.hpp"
 #include "image/image_lock.hpp"
 #include "image/permitted_file.hpp"
+#include "image/unfinished_mark.hpp"
 
 namespace nbdelta::image {
 namespace {
@@ -33,7 +34,16 @@ class ChainOpener {
       lock_image(file, Access::read);
   }
 
+  static void refuse_unfinished(const std::string& image) {
+    std::error_code error;
+    const std::filesystem::path real = std::filesystem::canonical(image, error);
+    const std::string mark = unfinished_mark_of(error ? image : real.string());
+    if (std::filesystem::exists(mark, error))
+      fail(ESTALE, "{}: a pull into it was not finished (see {}): finish it first", image, mark);
+  }
+
   void add_layer(File file, Format format) {
+    refuse_unfinished(file.name());
     lock(file);
     LayerFiles layer;
     layer.image = std::move(file);

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <set>
 
 #include "base/error.hpp"
 #include "base/percent.hpp"
@@ -54,9 +55,12 @@ ImageUri ImageUri::parse(std::string_view text) {
   uri.path = percent_decoded(take_until(rest, '?'));
   if (uri.path.empty())
     fail(EINVAL, "{}: which image? Say delta:PATH", text);
+  std::set<std::string> keys;
   while (!rest.empty()) {
     std::string_view pair = take_until(rest, '&');
     const std::string key = percent_decoded(take_until(pair, '='));
+    if (!keys.insert(key).second && key != "backing")
+      fail(EINVAL, "{}: {}= may be given once", text, key);
     set(uri, key, percent_decoded(pair));
   }
   if (uri.layer && !uri.bitmap.empty())

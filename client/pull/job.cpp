@@ -23,8 +23,10 @@ Job::Job(JobOptions options, Counters& counters)
     : options_(std::move(options)),
       counters_(counters),
       target_(target::open_target(options_.target)) {
-  if (image::ImageUri::is_one(options_.source.uri))
-    direct_ = parse_image_uri(options_.source);
+  if (!image::ImageUri::is_one(options_.source.uri))
+    return;
+  direct_ = parse_image_uri(options_.source);
+  target::refuse_as_source(options_.target, direct_->path);
 }
 
 void Job::run(std::stop_source& stop) {
@@ -36,7 +38,9 @@ void Job::run(std::stop_source& stop) {
   } catch (const std::exception& error) {
     const auto* known = dynamic_cast<const Error*>(&error);
     const std::string done = target_->abandon();
-    fail(known == nullptr ? ENOMEM : known->error_number(), "{}{}{}", error.what(),
+    fail(known == nullptr ? ENOMEM : known->error_number(), "{}{}{}",
+         known == nullptr ? fmt::format("{}: out of memory ({})", options_.source.uri, error.what())
+                          : error.what(),
          done.empty() ? "" : "; ", done);
   }
 }

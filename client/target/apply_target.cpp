@@ -16,6 +16,7 @@
 #include "client/target/file_names.hpp"
 #include "client/target/zeros.hpp"
 #include "image/image_lock.hpp"
+#include "image/unfinished_mark.hpp"
 
 namespace nbdelta::client::target {
 namespace {
@@ -40,7 +41,7 @@ bool deallocate(const File& file, std::uint64_t offset, std::uint64_t length) {
 
 ApplyTarget::ApplyTarget(const std::string& path, Doubts doubts, Changes changes)
     : path_(path),
-      mark_path_(unfinished_mark_of(follow_link(path))),
+      mark_path_(image::unfinished_mark_of(follow_link(path))),
       doubts_(doubts),
       changes_(changes) {
   struct stat status {};
@@ -179,7 +180,11 @@ std::string ApplyTarget::abandon() noexcept {
   if (!started_ || finished_)
     return {};
   if (block_device_)
-    return fmt::format("{} is only partly written: pull into it again", path_);
+    return fmt::format(
+        "{} is only partly written, and nothing marks it: pull the same changes, or the whole "
+        "disk, "
+        "into it before anything else",
+        path_);
   return fmt::format("{} is only partly written, and marked so by {}: pull into it again", path_,
                      mark_path_);
 }

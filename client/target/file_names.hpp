@@ -11,12 +11,6 @@
 
 namespace nbdelta::client::target {
 
-/// The file beside an image that changes are being applied to; it holds the source's URI. While it
-/// is there the image is no instant of the disk.
-inline std::string unfinished_mark_of(const std::string& image) {
-  return image + ".nbdelta-unfinished";
-}
-
 /// What `path` stands for as a target: of a symbolic link, as with cp and qemu-img, the file that
 /// it leads to. Throws TargetRefused for a link that leads nowhere.
 inline std::string follow_link(const std::string& path) {

@@ -109,7 +109,10 @@ unsigned NbdTarget::maximum_writers() const {
 std::string NbdTarget::abandon() noexcept {
   if (!started_ || finished_)
     return {};
-  return fmt::format("{} is only partly written: pull into it again", options_.uri);
+  return fmt::format(
+      "{} is only partly written, and nothing marks it: pull the same changes, or the whole disk, "
+      "into it before anything else",
+      options_.uri);
 }
 
 }  // namespace nbdelta::client::target

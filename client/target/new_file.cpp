@@ -16,6 +16,7 @@
 #include "client/target/file_names.hpp"
 #include "client/target/target.hpp"
 #include "image/image_lock.hpp"
+#include "image/unfinished_mark.hpp"
 
 namespace nbdelta::client::target {
 namespace {
@@ -76,6 +77,9 @@ void NewFile::create() {
 }
 
 void NewFile::open_partial(mode_t mode) {
+  struct stat there {};
+  if (::lstat(partial_.c_str(), &there) == 0 && !S_ISREG(there.st_mode))
+    refuse(EEXIST, "{}: is in the way: it is no regular file", partial_);
   file_ = or_refuse([&] { return File::open(partial_, O_RDWR | O_CREAT | O_NOFOLLOW, mode); });
   try {
     image::lock_image(file_, image::Access::write);
@@ -133,7 +137,8 @@ void NewFile::publish() {
     rename();
     state_ = State::published;
   }
-  const std::string mark = unfinished_mark_of(path_);  // of an --apply to what was there before
+  const std::string mark =
+      image::unfinished_mark_of(path_);  // of an --apply to what was there before
   if (::unlink(mark.c_str()) != 0 && errno != ENOENT)
     fail_errno("{} is complete, but {} cannot be removed", path_, mark);
   sync_folder_of(path_);  // may hang with the disk, and abandon() must not
@@ -157,7 +162,7 @@ std::string NewFile::abandon() noexcept {
       std::exchange(state_, state_ == State::published ? state_ : State::abandoned);
   if (before != State::partial)
     return {};
-  if (::unlink(partial_.c_str()) != 0)
+  if (::unlink(partial_.c_str()) != 0 && errno != ENOENT)
     return fmt::format("{} could not be removed: {}", partial_, std::strerror(errno));
   return fmt::format("{} was removed", partial_);
 }

@@ -36,6 +36,9 @@ class NewFile {
   /// space: the file, which is empty, can share the blocks of `shared`.
   void check_space(std::uint64_t bytes, const File* shared) const;
 
+  /// Its name until it is complete.
+  const std::string& partial() const { return partial_; }
+
   /// Valid after create().
   const File& file() const { return file_; }
 

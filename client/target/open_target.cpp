@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <filesystem>
 #include <string_view>
+#include <system_error>
 
 #include "client/target/apply_target.hpp"
 #include "client/target/nbd_target.hpp"
+#include "client/target/new_file.hpp"
 #include "client/target/null_target.hpp"
 #include "client/target/qcow2_target.hpp"
 #include "client/target/raw_target.hpp"
@@ -90,9 +93,23 @@ bool is_nbd_uri(std::string_view name) {
                      [&](std::string_view scheme) { return name.starts_with(scheme); });
 }
 
+void refuse_as_source(const TargetOptions& options, const std::string& image) {
+  std::error_code ignored;
+  if (std::filesystem::equivalent(options.name, image, ignored))
+    refuse(EINVAL, "{}: is the source itself", options.name);
+  const std::string partial = NewFile(options.name, Existing::refuse).partial();
+  if (std::filesystem::equivalent(partial, image, ignored))
+    refuse(EINVAL, "{}: is called {} until it is complete, and that is the source", options.name,
+           partial);
+}
+
 std::unique_ptr<Target> open_target(const TargetOptions& options) {
   if (options.name.empty())
     misuse("the target has no name");
+  for (const std::string_view scheme : {"delta:", "nbd:"})  // more likely than a file of that name
+    if (options.name.starts_with(scheme))
+      misuse("{}: no target is written like that; say {} for a file, or nbd://HOST/EXPORT",
+             options.name, "./" + options.name);
   const bool nothing = options.name == "null:";
   const Changes changes = options.apply ? Changes::apply : Changes::refuse;
   if (!nothing && !is_nbd_uri(options.name))

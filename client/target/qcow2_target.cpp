@@ -12,6 +12,7 @@
 #include "image/permitted_file.hpp"
 #include "image/qcow2_format.hpp"
 #include "image/qcow2_header.hpp"
+#include "image/unfinished_mark.hpp"
 
 namespace nbdelta::client::target {
 namespace {
@@ -63,9 +64,11 @@ void Qcow2Target::check_chain(std::string base) const {
   bool is_qcow2 = backing_.format == image::Format::qcow2;
   for (int layer = 0; layer < kMostLayers; ++layer) {
     std::error_code ignored;
-    if (fs::equivalent(base, path_, ignored))
-      refuse(EINVAL, "--base {}: it rests on {}, which would be replaced", backing_.name, path_);
-    const std::string mark = unfinished_mark_of(follow_link(base));
+    for (const std::string& replaced : {path_, file_.partial()})
+      if (fs::equivalent(base, replaced, ignored))
+        refuse(EINVAL, "--base {}: it rests on {}, which would be replaced", backing_.name,
+               replaced);
+    const std::string mark = image::unfinished_mark_of(follow_link(base));
     if (is_there(mark))
       refuse(EINVAL, "--base {}: a pull into {} was not finished (see {}); finish it first",
              backing_.name, base, mark);

@@ -154,6 +154,7 @@ TEST_F(Direct, RefusesWhatMakesNoSense) {
   expect_refused(uri("?bitmap=b0&view=layer"), 2, "exclude each other");
   expect_refused(uri("?bitmap="), 2, "expected bitmap=NAME");
   expect_refused(uri("?colour=red"), 2, "colour=red");
+  expect_refused(uri("?bitmap=b0&bitmap=b1"), 2, "bitmap= may be given once");
   expect_refused(uri("?lock=maybe"), 2, "on or off");
   expect_refused(uri("?format=vmdk"), 2, "vmdk");
   expect_refused(uri("?bitmap=b9"), 1, "b9");
@@ -163,6 +164,31 @@ TEST_F(Direct, RefusesWhatMakesNoSense) {
   expect_refused("delta:" + disk_.full_raw() + "?format=raw&bitmap=b0", 1,
                  "a raw image holds no bitmaps");
   expect_refused("delta:" + (disk_ / "missing.qcow2"), 1, "missing.qcow2");
+}
+
+TEST_F(Direct, RefusesItsSourceAsTarget) {
+  const std::string raw = disk_.full_raw();
+  std::filesystem::create_symlink(raw, disk_ / "link.raw");
+  std::filesystem::create_hard_link(raw, disk_ / "target.raw.partial");
+  const auto size = std::filesystem::file_size(raw);
+  for (const Command& target :
+       {Command{raw, "--apply"}, Command{raw, "--force"}, Command{disk_ / "link.raw", "--force"},
+        Command{disk_ / "target.raw"}}) {
+    Command pull{"pull", "delta:" + raw + "?format=raw&lock=off"};
+    pull.insert(pull.end(), target.begin(), target.end());
+    const Outcome outcome = nbdelta(pull);
+    EXPECT_EQ(outcome.status, 3) << target.front();
+    EXPECT_NE(outcome.err.find("the source"), std::string::npos) << outcome.err;
+    EXPECT_EQ(std::filesystem::file_size(raw), size);
+  }
+}
+
+TEST_F(Direct, RefusesWhatIsNoInstantOfTheDisk) {
+  const std::string mark = disk_.image() + ".nbdelta-unfinished";
+  run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + mark});
+  expect_refused(uri(), 1, "was not finished (see " + mark + ")");
+  std::filesystem::create_symlink(disk_.image(), disk_ / "link.qcow2");
+  expect_refused("delta:" + (disk_ / "link.qcow2"), 1, "was not finished");
 }
 
 /// Nobody asks a server for anything, so these would mean nothing.

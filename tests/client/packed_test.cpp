@@ -210,7 +210,7 @@ TEST_F(PackedPull, EndsWhereTheServerComesBackWithAnotherState) {
       const Background server = pull.serve(second, packed);
       const Outcome outcome = pull.outcome();
       EXPECT_EQ(outcome.status, 1);
-      EXPECT_NE(outcome.err.find("does not belong to that; start again"), std::string::npos)
+      EXPECT_NE(outcome.err.find("does not belong to that: start again"), std::string::npos)
           << outcome.err;
       // Nor may the second's changes be laid over a part of the first's by a new pull.
       const Command again{"pull", "--apply", pull.uri(), pull.copy()};
