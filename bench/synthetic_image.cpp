@@ -3,7 +3,9 @@
 #include <fcntl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.hpp"
@@ -54,15 +56,23 @@ image::ExtentMap striped_map(std::uint64_t size, std::uint64_t block, std::uint6
 
 SyntheticImage::SyntheticImage(const image::ExtentMap& map) {
   char name[] = "/dev/shm/nbdelta-bench-XXXXXX";
-  const File file(FileDescriptor(::mkstemp(name)), name);
+  FileDescriptor made(::mkstemp(name));
+  if (!made)
+    fail_errno("{}: cannot be made", name);
   path_ = name;
-  const image::Qcow2Overlay overlay(file, map, kCluster, {});
-  overlay.finish();
-  const std::string command =
-      fmt::format("qemu-img bitmap --add -g {} -f qcow2 {} b0", kGranularity, path_);
-  if (std::system(command.c_str()) != 0)
-    fail(EIO, "failed: {}", command);
-  fill_bitmap(file, map);
+  try {
+    const File file(std::move(made), path_);
+    const image::Qcow2Overlay overlay(file, map, kCluster, {});
+    overlay.finish();
+    const std::string command =
+        fmt::format("qemu-img bitmap --add -g {} -f qcow2 {} b0", kGranularity, path_);
+    if (std::system(command.c_str()) != 0)
+      fail(EIO, "failed: {}", command);
+    fill_bitmap(file, map);
+  } catch (...) {
+    ::unlink(path_.c_str());
+    throw;
+  }
 }
 
 SyntheticImage::~SyntheticImage() {

@@ -110,6 +110,19 @@ void World::record_step() {
 void World::start_qemu() {
   ++starts_;
   qemu_ = std::make_unique<Qemu>(*this, schedule_.seed + starts_);
+  if (!schedule_.old_qemu)
+    qemu_->fake.version() = kQemu10;
+  set_timing();
+  connect_agent();
+  connect_qemu();
+  connect_guest();
+  open_disks();
+  log("QEMU started");
+  check_always();
+  qemu_->guest.start();
+}
+
+void World::connect_agent() {
   qemu_->agent.arrived = [this](const qapi::Command& command) {
     if (recorder_ != nullptr)
       recorder_->arrived(kToAgent, command);
@@ -126,7 +139,43 @@ void World::start_qemu() {
       return "a fault of the simulator";
     return std::nullopt;
   };
-  set_timing();
+  qemu_->agent.freeze = [this] {
+    FreezeBehaviour behaviour;
+    const auto fault = strike({FaultKind::freeze_slow, FaultKind::freeze_hangs,
+                               FaultKind::freeze_fails, FaultKind::freeze_late});
+    if (!fault)
+      return behaviour;
+    if (*fault == FaultKind::freeze_slow)
+      behaviour.time = 7s;
+    else if (*fault == FaultKind::freeze_late)
+      behaviour.time = kLatestFreeze;
+    else if (*fault == FaultKind::freeze_fails)
+      behaviour.error = "failed to freeze /: Input/output error";
+    else
+      behaviour.answers = false;
+    return behaviour;
+  };
+  qemu_->agent.changed = [this](bool frozen) {
+    log(frozen ? "frozen" : "thawed");
+    note(frozen ? "frozen" : "thawed");
+    if (recorder_ != nullptr)
+      recorder_->frozen(frozen);
+    if (frozen) {
+      frozen_since_ = time_.now();
+    } else {
+      frozen_since_.reset();
+      others_may_connect_ = false;
+      qemu_->guest.thaw();
+    }
+  };
+  qemu_->agent.quiesce = [this] {
+    if (qemu_->guest.dirty_bytes() != 0)
+      note("a freeze that had something to write");
+    return qemu_->guest.freeze();
+  };
+}
+
+void World::connect_qemu() {
   FakeQemu& fake = qemu_->fake;
   fake.hooks().arrived = [this](const qapi::Command& command) {
     if (recorder_ != nullptr)
@@ -136,12 +185,6 @@ void World::start_qemu() {
     if (recorder_ != nullptr)
       recorder_->answered(kToQemu, error);
   };
-  qemu_->guest.completed = [this](const Completed& each) {
-    if (recorder_ != nullptr)
-      recorder_->completed(each);
-  };
-  if (!schedule_.old_qemu)
-    fake.version() = kQemu10;
   fake.hooks().before_command = [this](const qapi::Command& command) -> std::optional<std::string> {
     log("-> " + command.name);
     step("command " + command.name, &qemu_->process);
@@ -183,44 +226,21 @@ void World::start_qemu() {
     violated("QEMU aborts: " + assertion);
   };
   fake.hooks().switched = [this] { on_switch(); };
-  qemu_->agent.freeze = [this] {
-    FreezeBehaviour behaviour;
-    const auto fault = strike({FaultKind::freeze_slow, FaultKind::freeze_hangs,
-                               FaultKind::freeze_fails, FaultKind::freeze_late});
-    if (!fault)
-      return behaviour;
-    if (*fault == FaultKind::freeze_slow)
-      behaviour.time = 7s;
-    else if (*fault == FaultKind::freeze_late)
-      behaviour.time = kLatestFreeze;
-    else if (*fault == FaultKind::freeze_fails)
-      behaviour.error = "failed to freeze /: Input/output error";
-    else
-      behaviour.answers = false;
-    return behaviour;
-  };
-  qemu_->agent.changed = [this](bool frozen) {
-    log(frozen ? "frozen" : "thawed");
-    note(frozen ? "frozen" : "thawed");
+}
+
+void World::connect_guest() {
+  qemu_->guest.completed = [this](const Completed& each) {
     if (recorder_ != nullptr)
-      recorder_->frozen(frozen);
-    if (frozen) {
-      frozen_since_ = time_.now();
-    } else {
-      frozen_since_.reset();
-      others_may_connect_ = false;
-      qemu_->guest.thaw();
-    }
-  };
-  qemu_->agent.quiesce = [this] {
-    if (qemu_->guest.dirty_bytes() != 0)
-      note("a freeze that had something to write");
-    return qemu_->guest.freeze();
+      recorder_->completed(each);
   };
   qemu_->guest.failed = [this](const std::exception_ptr& /*error*/) {
     qemu_->fake.stop_on_error();
     note("guest paused: no space");
   };
+}
+
+/// As a start script does after backups with overlays that stay.
+void World::open_disks() {
   for (std::size_t i = 0; i < schedule_.disks.size(); ++i) {
     const DiskSetup& disk = schedule_.disks[i];
     std::string path = image_path(i);
@@ -232,21 +252,18 @@ void World::start_qemu() {
       format = "qcow2";
     }
     try {
-      Node& node = fake.graph().open({.driver = format,
-                                      .name = disk.by_drive ? "" : disk_name(i),
-                                      .file_name = {},
-                                      .path = path,
-                                      .read_only = false,
-                                      .no_backing = false,
-                                      .direct = false});
-      fake.graph().add_device(disk.by_drive ? disk_name(i) : "", disk_name(i), node);
+      Node& node = qemu_->fake.graph().open({.driver = format,
+                                             .name = disk.by_drive ? "" : disk_name(i),
+                                             .file_name = {},
+                                             .path = path,
+                                             .read_only = false,
+                                             .no_backing = false,
+                                             .direct = false});
+      qemu_->fake.graph().add_device(disk.by_drive ? disk_name(i) : "", disk_name(i), node);
     } catch (const BlockError& error) {
       violated(fmt::format("the guest does not start: {}: {}", path, error.what()));
     }
   }
-  log("QEMU started");
-  check_always();
-  qemu_->guest.start();
 }
 
 void World::on_switch() {

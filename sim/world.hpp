@@ -121,6 +121,10 @@ class World final : public Host {
   std::string disk_name(std::size_t disk) const;
   void create_disks();
   void start_qemu();
+  void connect_agent();
+  void connect_qemu();
+  void connect_guest();
+  void open_disks();
   void kill_qemu();
   void end_qemu();
   GuestSetup guest_setup() const;
