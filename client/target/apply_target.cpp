@@ -182,8 +182,7 @@ std::string ApplyTarget::abandon() noexcept {
   if (block_device_)
     return fmt::format(
         "{} is only partly written, and nothing marks it: pull the same changes, or the whole "
-        "disk, "
-        "into it before anything else",
+        "disk, into it before anything else",
         path_);
   return fmt::format("{} is only partly written, and marked so by {}: pull into it again", path_,
                      mark_path_);
