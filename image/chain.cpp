@@ -43,8 +43,8 @@ class ChainOpener {
   }
 
   void add_layer(File file, Format format) {
-    refuse_unfinished(file.name());
     lock(file);
+    refuse_unfinished(file.name());  // whoever applied to it held the lock until it was marked
     LayerFiles layer;
     layer.image = std::move(file);
     if (format == Format::qcow2)
