@@ -1,6 +1,7 @@
 """Runs programs one at a time and says what each took: wall time, processor time, memory."""
 
 import os
+import shutil
 import signal
 import socket
 import statistics
@@ -224,6 +225,24 @@ def remove(path):
         os.unlink(path)
     except FileNotFoundError:
         pass
+
+
+def end_children():
+    """Those of whose start an interruption let nobody know."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        left = [int(word) for word in file.read().split()]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
+def remove_folder(folder):
+    """And what is mounted in it."""
+    for entry in list(os.scandir(folder)):
+        if os.path.ismount(entry.path):
+            # Lazily, so that what an interruption has left open in it is not in the way.
+            run_quietly("umount", "--lazy", entry.path)
+    shutil.rmtree(folder)
 
 
 def sync_file(path):

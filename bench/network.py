@@ -22,12 +22,12 @@ def slow_link(folder):
         raise NotRun("network namespaces need root")
     names = [f"nbdelta-bench-{os.getpid()}-{side}" for side in ("server", "client")]
     with contextlib.ExitStack() as stack:
+        stack.callback(delete_namespaces, names)
         for name in names:
             try:
                 measure.run_quietly("ip", "netns", "add", name)
             except measure.Failed as error:
                 raise NotRun(f"no network namespaces here: {error}") from error
-            stack.callback(measure.run_quietly, "ip", "netns", "delete", name)
         if has_netem(names[0]):
             join_with_netem(names)
             how = "netem"
@@ -36,6 +36,13 @@ def slow_link(folder):
             how = "slow_link.py: this kernel has no netem"
         sides = [["ip", "netns", "exec", name] for name in names]
         yield sides[0], sides[1], how
+
+
+def delete_namespaces(names):
+    """Those that there are."""
+    for name in names:
+        if os.path.exists(f"/run/netns/{name}"):
+            measure.run_quietly("ip", "netns", "delete", name)
 
 
 def has_netem(name):

@@ -186,26 +186,25 @@ def compressed(bench):
 def reflinks(bench):
     """full pull of random data, qcow2 to qcow2, on a file system that copies by reference (XFS)"""
     size = bench.size(256 * MIB, GIB)
-    with mounted_xfs(bench, 3 * size) as mount:
-        disk, target = f"{mount}/disk.qcow2", f"{mount}/copy.qcow2"
-        apart(data.full_disk, disk, size, 64 * KIB)
-        same = by.same_disk(disk, "qcow2", target, "qcow2")
-        used_before = used_bytes(mount)
+    mount = mount_xfs(bench, 3 * size)
+    disk, target = f"{mount}/disk.qcow2", f"{mount}/copy.qcow2"
+    apart(data.full_disk, disk, size, 64 * KIB)
+    same = by.same_disk(disk, "qcow2", target, "qcow2")
+    used_before = used_bytes(mount)
 
-        def by_reference():
-            same()
-            used = used_bytes(mount) - used_before
-            if used > size // 32:
-                raise measure.Failed(f"{used / MIB:.0f} MiB of data blocks were written")
+    def by_reference():
+        same()
+        used = used_bytes(mount) - used_before
+        if used > size // 32:
+            raise measure.Failed(f"{used / MIB:.0f} MiB of data blocks were written")
 
-        yield [bench.make.nbdelta_pull_direct(DIRECT, disk, "format=qcow2", target, by_reference),
-               measure.Contender("cp", ["cp", "--reflink=never", disk, target], target=target,
-                                 check=same)]
+    yield [bench.make.nbdelta_pull_direct(DIRECT, disk, "format=qcow2", target, by_reference),
+           measure.Contender("cp", ["cp", "--reflink=never", disk, target], target=target,
+                             check=same)]
 
 
-@contextlib.contextmanager
-def mounted_xfs(bench, size):
-    """Yields where a new XFS is mounted."""
+def mount_xfs(bench, size):
+    """Where a new XFS is mounted: measure.remove_folder unmounts it with the rest of the scenario."""
     by.need("mkfs.xfs")
     image, mount = bench.path("xfs"), bench.path("mount")
     with open(image, "wb") as file:
@@ -213,15 +212,10 @@ def mounted_xfs(bench, size):
     measure.run_quietly("mkfs.xfs", "-q", "-m", "reflink=1", image)
     os.mkdir(mount)
     try:
-        try:
-            measure.run_quietly("mount", "-o", "loop", image, mount)
-        except measure.Failed as error:
-            raise by.NotRun(f"XFS cannot be mounted here: {error}") from error
-        yield mount
-    finally:
-        if os.path.ismount(mount):  # an interrupted mount(8) may have done it
-            # Lazily, so that what an interruption has left open in it is not in the way.
-            measure.run_quietly("umount", "--lazy", mount)
+        measure.run_quietly("mount", "-o", "loop", image, mount)
+    except measure.Failed as error:
+        raise by.NotRun(f"XFS cannot be mounted here: {error}") from error
+    return mount
 
 
 def used_bytes(mount):
