@@ -1,5 +1,7 @@
 #include "image/metadata.hpp"
 
+#include <fcntl.h>
+
 #include <algorithm>
 
 #include "base/arithmetic.hpp"
@@ -49,6 +51,11 @@ MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint6
   entries.bytes_ = window.bytes_ + (offset - window.begin_);
   entries.count_ = std::min<std::uint64_t>((window.end_ - offset) / sizeof(be64), count);
   return entries;
+}
+
+void MetadataReader::will_need(std::uint64_t offset) const noexcept {
+  (void)::posix_fadvise(file_->fd(), static_cast<off_t>(round_down(offset, kBlock)), kBlock,
+                        POSIX_FADV_WILLNEED);
 }
 
 void MetadataReader::move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length,

@@ -77,6 +77,9 @@ class MetadataReader {
   };
   View bytes(std::uint64_t offset, std::uint64_t length, std::string_view table) const;
 
+  /// Tells the kernel that the block of this offset will be read soon.
+  void will_need(std::uint64_t offset) const noexcept;
+
  private:
   void move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length,
                    std::string_view table) const;

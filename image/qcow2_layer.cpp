@@ -272,6 +272,25 @@ void Qcow2Layer::will_need(const Run& run) const {
   }
 }
 
+void Qcow2Layer::entry_will_be_read(std::uint64_t offset, LayerWalk& announced) const {
+  if (offset < announced.end)
+    return;
+  const std::uint64_t together = bytes_of_metadata_block();
+  const std::uint64_t begin = round_down(offset, together);
+  const bool is_next = begin == announced.end;
+  announced.end = begin + together;
+  if (is_next)
+    return;
+  const std::uint64_t cluster = offset >> header_.cluster_bits;
+  const std::uint64_t index = cluster / header_.l2_entries();
+  const std::uint64_t table =
+      metadata_.entries(header_.l1_offset + index * sizeof(be64), header_.l1_entries - index,
+                        "L1 table", announced.outer)[0] &
+      kOffsetMask;
+  if (table != 0)
+    metadata_.will_need(table + cluster % header_.l2_entries() * header_.l2_entry_size());
+}
+
 std::vector<DirtyBitmap::Info> Qcow2Layer::bitmaps() const {
   if (!header_.bitmaps)
     return {};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -46,6 +47,16 @@ class Qcow2Layer final : public Layer {
   void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const override;
   const File& data_file() const override { return data_.file(); }
   void will_need(const Run& run) const override;
+
+  /// Bytes of the disk whose L2 entries are read together.
+  std::uint64_t bytes_of_metadata_block() const {
+    return std::min(MetadataReader::kBlock / header_.l2_entry_size(), header_.l2_entries())
+           << header_.cluster_bits;
+  }
+
+  /// Tells the kernel that the L2 entry of `offset` will be read soon, unless a walk comes to it
+  /// from the one before. Offsets ascend; `announced` is for these calls only.
+  void entry_will_be_read(std::uint64_t offset, LayerWalk& announced) const;
 
   const Qcow2Header& header() const { return header_; }
 

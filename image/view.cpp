@@ -1,8 +1,11 @@
 #include "image/view.hpp"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <exception>
 #include <future>
+#include <span>
 #include <utility>
 #include <vector>
 
@@ -12,6 +15,8 @@
 
 namespace nbdelta::image {
 namespace {
+
+constexpr std::size_t kLookAhead = 64;  // extents
 
 /// What changed and reads zero is `zero`, however it is allocated.
 State changed(State allocation) {
@@ -38,6 +43,43 @@ void walk_top_layer(const Disk& disk, std::uint64_t offset, std::uint64_t length
   }
 }
 
+/// Walks over `dirty`, whose sink is `take`. Of what changed far apart in a qcow2 image some is
+/// taken at a time, so that the disk finds all its table entries at once. `walk`: what `take` saw
+/// last.
+template <class Dirty, class Take>
+void walk_ahead(const Dirty& dirty, const Qcow2Layer* qcow2, const LayerWalk& walk,
+                std::uint64_t offset, std::uint64_t length, const Take& take) {
+  if (qcow2 == nullptr) {
+    dirty(offset, length, take);
+    return;
+  }
+  const std::uint64_t near = qcow2->bytes_of_metadata_block();
+  std::array<Extent, kLookAhead> next;
+  std::size_t count = 0;
+  bool go_on = true;
+  LayerWalk announced;
+  const auto take_next = [&] {
+    const auto ahead = std::span(next).first(std::exchange(count, 0));
+    for (const Extent& extent : ahead)
+      if (extent.state != State::unchanged)
+        qcow2->entry_will_be_read(extent.offset, announced);
+    return go_on = std::all_of(ahead.begin(), ahead.end(), take);
+  };
+  std::exception_ptr damage;  // concerns only who gets so far
+  try {
+    dirty(offset, length, [&](const Extent& extent) {
+      if (count == 0 && extent.offset < walk.end + near)
+        return go_on = take(extent);
+      next[count++] = extent;
+      return count < next.size() || take_next();
+    });
+  } catch (...) {
+    damage = std::current_exception();
+  }
+  if (go_on && take_next() && damage)
+    std::rethrow_exception(damage);
+}
+
 /// `dirty` is walked for what changed; the disk alone tells what of that reads zero. A raw image is
 /// asked to the end of the range: each answer costs two system calls, which look for the end of the
 /// data or hole wherever that is. In a qcow2 image only the entries of what changed are looked at.
@@ -61,7 +103,7 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
     known = allocation;
     return pass_on() && wanted.length != 0;
   };
-  dirty(offset, length, [&](const Extent& extent) {
+  walk_ahead(dirty, qcow2, walk[0], offset, length, [&](const Extent& extent) {
     if (extent.state == State::unchanged)
       return sink(extent);
     wanted = extent;

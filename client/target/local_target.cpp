@@ -46,8 +46,12 @@ class LocalTarget::LocalWriter : public Writer {
 
 void LocalTarget::wrote(std::uint64_t bytes) noexcept {
   const std::uint64_t before = written_.fetch_add(bytes, std::memory_order_relaxed);
-  if (before / kWriteBackUnit != (before + bytes) / kWriteBackUnit)
-    drop_cached();
+  if (before / kWriteBackUnit == (before + bytes) / kWriteBackUnit)
+    return;
+  if (dropping_.test_and_set(std::memory_order_acquire))  // another thread waits for the disk
+    return;
+  drop_cached();
+  dropping_.clear(std::memory_order_release);
 }
 
 std::unique_ptr<Writer> LocalTarget::writer(asio::io_context& /*loop*/) {

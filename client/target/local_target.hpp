@@ -30,7 +30,8 @@ class LocalTarget : public Target {
     return false;
   }
   virtual void zero_at(std::uint64_t offset, std::uint64_t length) = 0;
-  /// Called after each so many bytes; File::drop_cached() of the target's file.
+  /// Called after each so many bytes, by one thread at a time; File::drop_cached() of the target's
+  /// file.
   virtual void drop_cached() noexcept {}
 
   /// Counts what goes into the page cache; the writers do for what they hand on themselves.
@@ -40,6 +41,7 @@ class LocalTarget : public Target {
   class LocalWriter;
 
   std::atomic<std::uint64_t> written_ = 0;  // bytes
+  std::atomic_flag dropping_;               // one thread is in drop_cached()
 };
 
 }  // namespace nbdelta::client::target

@@ -13,6 +13,7 @@
 #include <boost/asio/detached.hpp>
 
 #include <algorithm>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -37,6 +38,7 @@ class CountingTarget : public LocalTarget {
 
   bool copies = true;
   int drops = 0;
+  std::function<void()> meanwhile;  // within drop_cached()
 
  protected:
   void write_at(std::span<const std::byte> /*data*/, std::uint64_t /*offset*/) override {}
@@ -45,7 +47,11 @@ class CountingTarget : public LocalTarget {
     return copies;
   }
   void zero_at(std::uint64_t /*offset*/, std::uint64_t /*length*/) override {}
-  void drop_cached() noexcept override { ++drops; }
+  void drop_cached() noexcept override {
+    ++drops;
+    if (meanwhile)
+      meanwhile();
+  }
 };
 
 void write(Writer& writer, client::asio::io_context& loop, std::uint64_t length) {
@@ -68,6 +74,19 @@ TEST(LocalTarget, DropsAfterEachEightMebibytesOfAllWriters) {
   for (int i = 0; i < 16; ++i)
     write(*other, loop, kMiB);
   EXPECT_EQ(target.drops, 3);
+}
+
+TEST(LocalTarget, GoesOnWritingWhileAnotherDrops) {
+  CountingTarget target;
+  client::asio::io_context loop;
+  const auto one = target.writer(loop);
+  const auto other = target.writer(loop);
+  target.meanwhile = [&] { EXPECT_TRUE(other->copy({}, 0, 16 * kMiB, 0)); };
+  EXPECT_TRUE(one->copy({}, 0, 8 * kMiB, 0));
+  EXPECT_EQ(target.drops, 1);
+  target.meanwhile = nullptr;
+  EXPECT_TRUE(one->copy({}, 0, 8 * kMiB, 0));
+  EXPECT_EQ(target.drops, 2);
 }
 
 TEST(LocalTarget, DropsAfterCopiesByTheKernelOnly) {

@@ -1,14 +1,20 @@
 #include "image/view.hpp"
 
+#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
 #include <atomic>
+#include <span>
 #include <string>
 
 #include "base/arithmetic.hpp"
+#include "base/big_endian.hpp"
+#include "base/error.hpp"
+#include "base/file.hpp"
 #include "image/disk.hpp"
+#include "image/qcow2_layer.hpp"
 #include "tests/support/qemu.hpp"
 #include "tests/support/temp_folder.hpp"
 
@@ -58,6 +64,36 @@ TEST(View, RawImageIsAskedOnceForManyChanges) {
   EXPECT_EQ(position, kSize);
   EXPECT_GT(seeks - before, 0U) << "lseek is not counted";
   EXPECT_LE(seeks - before, 8U);
+}
+
+/// One cluster of the bitmap stands for 32 GiB; the place of its second one is damaged.
+TEST(View, DamageConcernsOnlyWhoGetsThere) {
+  const TempFolder folder;
+  create_image(folder / "disk", "qcow2", 64 * kGiB);
+  qemu_img({"bitmap", "--add", folder / "disk", "b0"});
+  qemu_io(folder / "disk", "qcow2",
+          {"write 1G 64k", "write 2G 64k", "write 3G 64k", "write 40G 64k"});
+  const image::Disk disk = image::Disk::open(folder / "disk", {});
+  const image::DirtyBitmap bitmap = disk.qcow2()->bitmap("b0");
+  const be64 nowhere = 1ULL << 60;
+  File::open(folder / "disk", O_RDWR)
+      .write_at(std::as_bytes(std::span(&nowhere, 1)), bitmap.info().table_offset + sizeof nowhere);
+  const image::View view = image::View::dirty(disk, bitmap);
+
+  unsigned changed = 0;
+  const auto count_up_to = [&](unsigned most) {
+    changed = 0;
+    view.for_each_extent(0, disk.size(), [&](const image::Extent& extent) {
+      changed += extent.state == State::unchanged ? 0 : 1;
+      return changed < most;
+    });
+  };
+  for (unsigned most = 1; most <= 3; ++most) {
+    EXPECT_NO_THROW(count_up_to(most));
+    EXPECT_EQ(changed, most);
+  }
+  EXPECT_THROW(count_up_to(4), Error);
+  EXPECT_EQ(changed, 3U);
 }
 
 }  // namespace

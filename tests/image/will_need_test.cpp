@@ -4,13 +4,18 @@
 
 #include <chrono>
 #include <filesystem>
+#include <span>
 #include <string>
 #include <thread>
 
 #include "base/arithmetic.hpp"
+#include "base/big_endian.hpp"
 #include "base/error.hpp"
 #include "base/file.hpp"
 #include "image/disk.hpp"
+#include "image/qcow2_format.hpp"
+#include "image/qcow2_layer.hpp"
+#include "image/view.hpp"
 #include "tests/support/process.hpp"
 #include "tests/support/qemu.hpp"
 #include "tests/support/temp_folder.hpp"
@@ -85,6 +90,36 @@ TEST(WillNeed, AnnouncesAllOfALongRange) {
     EXPECT_TRUE(comes_into_memory(file, 15 * kMiB));
   }
   run_ok({"umount", folder / "mounted"});
+}
+
+/// Each has an L2 table of its own. Nobody goes on after the second.
+TEST(WillNeed, AnnouncesTheTableEntriesOfWhatHasChanged) {
+  constexpr std::uint64_t kApart = kTiB / 16;
+  constexpr std::uint64_t kChanges = 16;
+  const TempFolder folder;
+  create_image(folder / "disk", "qcow2", kTiB);
+  Command writes;
+  image::ExtentMap changes;
+  for (std::uint64_t i = 0; i < kChanges; ++i) {
+    writes.push_back("write -P 1 " + std::to_string(i * kApart) + " 64k");
+    changes.append(64 * kKiB, image::State::data);
+    changes.append(kApart - 64 * kKiB, image::State::unchanged);
+  }
+  qemu_io(folder / "disk", "qcow2", writes);
+  const Disk disk = Disk::open(folder / "disk", {});
+  const File file = forgotten(folder / "disk");
+
+  image::View::dirty(disk, changes)
+      .for_each_extent(0, disk.size(),
+                       [](const image::Extent& extent) { return extent.offset < kApart; });
+  const image::Qcow2Header& header = disk.qcow2()->header();
+  for (std::uint64_t i = 2; i < kChanges; ++i) {
+    be64 l1_entry;
+    const std::uint64_t index = i * kApart / (header.l2_entries() * header.cluster_size());
+    file.read_exactly_at(std::as_writable_bytes(std::span(&l1_entry, 1)),
+                         header.l1_offset + index * sizeof l1_entry);
+    EXPECT_TRUE(comes_into_memory(file, l1_entry & image::qcow2::kOffsetMask)) << i;
+  }
 }
 
 }  // namespace
