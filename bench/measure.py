@@ -220,6 +220,18 @@ def run_quietly(*argv):
     return result.stdout
 
 
+def page_seconds(folder):
+    """What the memory for a GiB of a new file takes there, by a quarter of it."""
+    path, zeros = f"{folder}/pages", bytes(1 << 20)
+    with open(path, "wb", buffering=0) as file:
+        started = time.monotonic()
+        for _ in range(256):
+            file.write(zeros)
+        seconds = time.monotonic() - started
+    os.unlink(path)
+    return 4 * seconds
+
+
 def remove(path):
     try:
         os.unlink(path)

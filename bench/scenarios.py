@@ -23,6 +23,7 @@ class Bench:
         self.scale = scale
         self.make = by.Maker(tools, folder)
         self.note = ""
+        self.page_seconds = None  # measure.page_seconds(folder)
 
     def path(self, name):
         return f"{self.folder}/{name}"

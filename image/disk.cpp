@@ -146,14 +146,16 @@ void Disk::read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t
     std::memset(out.data(), 0, out.size());
 }
 
-Disk::Place Disk::place_at(std::uint64_t offset, std::uint64_t limit) const {
-  for (const auto& layer : layers_) {
-    if (offset >= layer->size())
+Disk::Place Disk::place_at(std::uint64_t offset, std::uint64_t limit, Walk& walk) const {
+  for (std::size_t depth = 0; depth < layers_.size(); ++depth) {
+    const Layer& layer = *layers_[depth];
+    if (offset >= layer.size())
       return {.length = limit};  // a backing file that is shorter than what is over it
-    const Run run = layer->run_to_read_at(offset, std::min(limit, layer->size() - offset));
+    const Run run =
+        layer.run_to_read_at(offset, std::min(limit, layer.size() - offset), walk[depth]);
     limit = run.length;
     if (run.allocation == Allocation::data)
-      return {&layer->data_file(), run.host_offset, run.length};
+      return {&layer.data_file(), run.host_offset, run.length};
     if (run.allocation != Allocation::unallocated)
       return {.length = limit};
   }

@@ -91,7 +91,7 @@ class Disk {
 
   /// Of the bytes at `offset`. Requires limit > 0, offset + limit <= size(). Throws Error as read()
   /// does.
-  Place place_at(std::uint64_t offset, std::uint64_t limit) const;
+  Place place_at(std::uint64_t offset, std::uint64_t limit, Walk& walk) const;
 
   /// Tells the kernel that [offset, offset + length) will be read soon.
   void will_need(std::uint64_t offset, std::uint64_t length) const;

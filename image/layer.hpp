@@ -72,6 +72,11 @@ class Layer {
     return run_at(offset, limit);
   }
 
+  /// The same for a walk.
+  virtual Run run_to_read_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& walk) const {
+    return run_at(offset, limit, walk);
+  }
+
   /// Reads bytes of the virtual disk from one run that run_at returned for `offset`
   /// (`out.size() <= run.length`), of allocation data or compressed.
   virtual void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const = 0;

@@ -43,12 +43,12 @@ MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint6
                                                 std::string_view table,
                                                 MetadataWindow& window) const {
   if (offset < window.begin_ || offset + sizeof(be64) > window.end_)
-    move_window(window, offset, count * sizeof(be64), table);
+    move_window(window, offset, count * sizeof(be64));
   if (offset + sizeof(be64) > window.end_)  // the file may be shorter than it was
     fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
          offset, file_size_);
   Entries entries;
-  entries.bytes_ = window.bytes_ + (offset - window.begin_);
+  entries.bytes_ = window.bytes_.data() + (offset - window.begin_);
   entries.count_ = std::min<std::uint64_t>((window.end_ - offset) / sizeof(be64), count);
   return entries;
 }
@@ -58,24 +58,16 @@ void MetadataReader::will_need(std::uint64_t offset) const noexcept {
                         POSIX_FADV_WILLNEED);
 }
 
-void MetadataReader::move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length,
-                                 std::string_view table) const {
+void MetadataReader::move_window(MetadataWindow& window, std::uint64_t offset,
+                                 std::uint64_t length) const {
   const std::uint64_t start = round_down(offset, kBlock);
-  if (start != window.end_ || start == 0) {
-    const View view = bytes(start, kBlock, table);
-    window.begin_ = start;
-    window.end_ = start + view.bytes.size();
-    window.bytes_ = view.bytes.data();
-    window.block_ = view.block;
-    return;
-  }
-  const std::uint64_t further = std::min<std::uint64_t>(2 * (start - window.begin_), kLongestRead);
-  window.own_.resize(std::min(further, round_up(offset + length, kBlock) - start));
-  window.own_.resize(file_->read_at(window.own_, start));
+  const bool goes_on = start == window.end_ && start != 0;
+  const std::uint64_t most =
+      goes_on ? std::min<std::uint64_t>(2 * (start - window.begin_), kLongestRead) : kBlock;
+  window.bytes_.resize(std::min(most, round_up(offset + length, kBlock) - start));
+  window.bytes_.resize(file_->read_at(window.bytes_, start));
   window.begin_ = start;
-  window.end_ = start + window.own_.size();
-  window.bytes_ = window.own_.data();
-  window.block_ = nullptr;
+  window.end_ = start + window.bytes_.size();
 }
 
 }  // namespace nbdelta::image

@@ -3,6 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string_view>
+#include <vector>
 
 #include "base/big_endian.hpp"
 #include "base/file.hpp"
@@ -16,9 +17,7 @@ class MetadataWindow {
   friend class MetadataReader;
   std::uint64_t begin_ = 0;  // bytes [begin_, end_) of the file
   std::uint64_t end_ = 0;
-  const std::byte* bytes_ = nullptr;
-  std::shared_ptr<const BlockCache::Bytes> block_;  // holds them, or
-  BlockCache::Bytes own_;
+  std::vector<std::byte> bytes_;
 };
 
 /// Reads tables (L1, L2, bitmaps) of one image file through a cache of aligned blocks of the file,
@@ -64,8 +63,8 @@ class MetadataReader {
   /// where it is past the end of the file.
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table) const;
 
-  /// The same for somebody who goes through the table: what the window shows costs next to nothing,
-  /// and the further one went the more is read at a time, up to kLongestRead, past the cache. Valid
+  /// The same for somebody who goes through the table, past the cache: what the window shows costs
+  /// next to nothing, and the further one went the more is read at a time, up to kLongestRead. Valid
   /// until the window is used again.
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table,
                   MetadataWindow& window) const;
@@ -81,8 +80,7 @@ class MetadataReader {
   void will_need(std::uint64_t offset) const noexcept;
 
  private:
-  void move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length,
-                   std::string_view table) const;
+  void move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length) const;
 
   const File* file_;
   BlockCache* cache_;

@@ -21,6 +21,10 @@ class RawLayer final : public Layer {
   std::uint64_t size() const override { return data_.size(); }
   Run run_at(std::uint64_t offset, std::uint64_t limit) const override;
   Run run_to_read_at(std::uint64_t offset, std::uint64_t limit) const override;
+  Run run_to_read_at(std::uint64_t offset, std::uint64_t limit,
+                     LayerWalk& /*walk*/) const override {
+    return run_to_read_at(offset, limit);
+  }
   void read(std::span<std::byte> out, std::uint64_t offset, const Run& run) const override;
   const File& data_file() const override { return data_.file(); }
   void will_need(const Run& run) const override { data_.will_need(run.host_offset, run.length); }

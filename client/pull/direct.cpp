@@ -29,6 +29,7 @@ class DirectWorker {
                Counters& counters, std::uint64_t longest_copy, const std::stop_token& stop)
       : loop_(loop),
         disk_(disk),
+        walk_(disk.new_walk()),
         work_(work),
         counters_(counters),
         longest_copy_(longest_copy),
@@ -80,7 +81,7 @@ class DirectWorker {
   std::uint64_t copy(std::uint64_t offset, std::uint64_t limit) {
     if (!kernel_copies_)
       return 0;
-    const image::Disk::Place place = disk_.place_at(offset, std::min(limit, longest_copy_));
+    const image::Disk::Place place = disk_.place_at(offset, std::min(limit, longest_copy_), walk_);
     if (place.file == nullptr)
       return 0;
     throttle(place.length);
@@ -125,6 +126,7 @@ class DirectWorker {
 
   asio::io_context& loop_;
   const image::Disk& disk_;
+  image::Disk::Walk walk_;
   Work& work_;
   Counters& counters_;
   const std::uint64_t longest_copy_;

@@ -46,7 +46,8 @@ const File* DirectSource::copied_from(const image::ExtentMap& map) const {
   const auto first = map.at_data(0);
   if (first.at_end())
     return nullptr;
-  return disk_.place_at(first.extent().offset, first.extent().length).file;
+  image::Disk::Walk walk = disk_.new_walk();
+  return disk_.place_at(first.extent().offset, first.extent().length, walk).file;
 }
 
 }  // namespace nbdelta::client::pull
