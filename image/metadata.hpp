@@ -64,8 +64,8 @@ class MetadataReader {
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table) const;
 
   /// The same for somebody who goes through the table, past the cache: what the window shows costs
-  /// next to nothing, and the further one went the more is read at a time, up to kLongestRead. Valid
-  /// until the window is used again.
+  /// next to nothing, and the further one went the more is read at a time, up to kLongestRead.
+  /// Valid until the window is used again.
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table,
                   MetadataWindow& window) const;
 
