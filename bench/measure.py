@@ -241,8 +241,11 @@ def remove(path):
 
 def end_children():
     """Those of whose start an interruption let nobody know."""
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        left = [int(word) for word in file.read().split()]
+    try:
+        with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+            left = [int(word) for word in file.read().split()]
+    except FileNotFoundError:  # a kernel without CONFIG_PROC_CHILDREN
+        return
     for pid in left:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)

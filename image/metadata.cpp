@@ -64,10 +64,11 @@ void MetadataReader::move_window(MetadataWindow& window, std::uint64_t offset,
   const bool goes_on = start == window.end_ && start != 0;
   const std::uint64_t most =
       goes_on ? std::min<std::uint64_t>(2 * (start - window.begin_), kLongestRead) : kBlock;
-  window.begin_ = window.end_ = start;  // nothing, where reading fails
+  window.begin_ = window.end_ = 0;  // nothing, where reading fails
   window.bytes_.resize(std::min(most, round_up(offset + length, kBlock) - start));
   window.bytes_.resize(file_->read_at(window.bytes_, start));
-  window.end_ += window.bytes_.size();
+  window.begin_ = start;
+  window.end_ = start + window.bytes_.size();
 }
 
 }  // namespace nbdelta::image
