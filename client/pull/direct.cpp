@@ -1,5 +1,8 @@
 #include "client/pull/direct.hpp"
 
+#include <linux/magic.h>
+#include <sys/vfs.h>
+
 #include <algorithm>
 #include <atomic>
 #include <chrono>
@@ -19,7 +22,15 @@ using Clock = RateLimiter::Clock;
 
 constexpr std::uint64_t kOperation = 16 * kMiB;  // what one thread takes at a time
 constexpr std::uint64_t kChunk = 256 * kKiB;     // of it in one step: stays in a processor's cache
+constexpr std::uint64_t kLongRun = kMiB;         // worth announcing
 constexpr std::chrono::milliseconds kLongestPause{100};
+
+/// Whether copying a part of `file` has the kernel read it. Elsewhere blocks may be shared, or a
+/// server copies: to announce that would be to read it for nothing.
+bool is_copied_by_reading(const File& file) {
+  struct statfs facts {};
+  return ::fstatfs(file.fd(), &facts) == 0 && facts.f_type == EXT4_SUPER_MAGIC;
+}
 
 /// One thread's part.
 class DirectWorker {
@@ -67,6 +78,7 @@ class DirectWorker {
   }
 
   asio::awaitable<void> move(std::uint64_t offset, std::uint64_t end) {
+    announce(offset, end - offset);
     while (offset < end) {
       std::uint64_t length = copy(offset, end - offset);
       if (length == 0) {
@@ -75,6 +87,15 @@ class DirectWorker {
       }
       offset += length;
     }
+  }
+
+  /// The disk begins with the end of the run while its beginning is copied.
+  void announce(std::uint64_t offset, std::uint64_t length) {
+    if (length < kLongRun)
+      return;
+    const File* file = kernel_copies_ ? disk_.place_at(offset, length, walk_).file : nullptr;
+    if (file == nullptr || is_copied_by_reading(*file))
+      disk_.will_need(offset, length);
   }
 
   /// Returns how much the kernel has copied; 0 where these bytes are to be read and written.

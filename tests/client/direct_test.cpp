@@ -2,8 +2,11 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <linux/magic.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 
+#include <chrono>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -11,6 +14,7 @@
 
 #include "tests/client/changed_disk.hpp"
 #include "tests/client/client_run.hpp"
+#include "tests/support/page_cache.hpp"
 
 namespace nbdelta::testing {
 namespace {
@@ -24,6 +28,11 @@ bool has_open(pid_t process, const std::string& file) {
       return true;
   }
   return false;
+}
+
+bool is_ext4(const std::string& path) {
+  struct statfs facts {};
+  return ::statfs(path.c_str(), &facts) == 0 && facts.f_type == EXT4_SUPER_MAGIC;
 }
 
 class Direct : public ::testing::Test {
@@ -267,11 +276,32 @@ TEST_F(Direct, CopiesByReferenceWhereTheFileSystemCan) {
   run_ok({"sync", "--file-system", image});
   for (const std::string target : {"copy.raw", "copy.qcow2"}) {
     const std::uint64_t before = reflinks.used();
+    ASSERT_TRUE(drop_from_page_cache(image));
     pulled({"delta:" + image, reflinks / target});
+    EXPECT_LT(cached_bytes(image), 16 * kMiB) << "what is shared was read";
     run_ok({"sync", "--file-system", image});
     EXPECT_LT(reflinks.used() - before, 8 * kMiB) << target;
     EXPECT_EQ(difference(reflinks / target, target.substr(5), image, "qcow2"), "");
   }
+}
+
+/// Reading goes on at the rate, but the disk need not wait for it.
+TEST_F(Direct, AnnouncesLongRuns) {
+  const std::string raw = disk_ / "disk.raw";
+  create_image(raw, "raw", 64 * kMiB);
+  qemu_io(raw, "raw", {"write -q -P 1 0 64M"});
+  if (!drop_from_page_cache(raw))
+    GTEST_SKIP() << "the page cache of this file system cannot be emptied";
+  if (!is_ext4(raw))
+    GTEST_SKIP() << "copies may share blocks here";
+  Background client(nbdelta_command(
+      {"pull", "--quiet", "--rate", "1M", "delta:" + raw + "?format=raw", disk_ / "copy.raw"}));
+  const auto soon = std::chrono::steady_clock::now() + std::chrono::seconds(3);
+  while (cached_bytes(raw, 15 * kMiB, kMiB) < kMiB && std::chrono::steady_clock::now() < soon)
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_EQ(cached_bytes(raw, 15 * kMiB, kMiB), kMiB);
+  client.signal(SIGINT);
+  EXPECT_EQ(client.wait(std::chrono::seconds(10)).value().status, 130);
 }
 
 /// What is copied by reference fits where it would not fit a second time.

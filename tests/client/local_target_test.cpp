@@ -2,22 +2,19 @@
 
 #include "client/target/local_target.hpp"
 
-#include <fcntl.h>
 #include <gtest/gtest.h>
 #include <linux/magic.h>
-#include <sys/mman.h>
 #include <sys/vfs.h>
-#include <unistd.h>
 
 #include <boost/asio/co_spawn.hpp>
 #include <boost/asio/detached.hpp>
 
-#include <algorithm>
 #include <functional>
 #include <string>
 #include <vector>
 
 #include "tests/client/client_run.hpp"
+#include "tests/support/page_cache.hpp"
 #include "tests/support/temp_folder.hpp"
 
 namespace nbdelta::testing {
@@ -100,20 +97,6 @@ TEST(LocalTarget, DropsAfterCopiesByTheKernelOnly) {
   EXPECT_EQ(target.drops, 1);
 }
 
-/// Bytes of a file that are in the page cache.
-std::uint64_t cached(const std::string& path) {
-  const File file = File::open(path, O_RDONLY);
-  const std::uint64_t size = file.size();
-  void* const place = ::mmap(nullptr, size, PROT_READ, MAP_SHARED, file.fd(), 0);
-  EXPECT_NE(place, MAP_FAILED);
-  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
-  std::vector<unsigned char> pages((size + page - 1) / page);
-  EXPECT_EQ(::mincore(place, size, pages.data()), 0);
-  ::munmap(place, size);
-  return page * static_cast<std::uint64_t>(
-                    std::count_if(pages.begin(), pages.end(), [](auto bits) { return bits & 1; }));
-}
-
 bool in_memory(const std::string& path) {
   struct statfs facts {};
   EXPECT_EQ(::statfs(path.c_str(), &facts), 0);
@@ -129,7 +112,7 @@ TEST(LocalTarget, WhatWasPulledIsNotKeptInThePageCache) {
     Command arguments{from.uri(), folder / name};
     arguments.insert(arguments.end(), options.begin(), options.end());
     pulled(arguments);
-    EXPECT_LT(cached(folder / name), 4 * kMiB) << name;
+    EXPECT_LT(cached_bytes(folder / name), 4 * kMiB) << name;
   };
   leaves_the_cache("copy.raw", {});
   leaves_the_cache("copy.qcow2", {});

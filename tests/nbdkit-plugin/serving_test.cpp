@@ -1,5 +1,4 @@
 #include <fcntl.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <array>
@@ -12,6 +11,7 @@
 #include "image/qcow2_layer.hpp"
 #include "tests/nbdkit-plugin/nbd_client.hpp"
 #include "tests/nbdkit-plugin/plugin_test.hpp"
+#include "tests/support/page_cache.hpp"
 #include "tests/support/random.hpp"
 
 namespace nbdelta::testing {
@@ -187,19 +187,8 @@ TEST_F(Serving, DirectReadsOddRanges) {
 }
 
 /// How much of [offset, offset + length) is in the page cache.
-double resident(const std::string& path, std::uint64_t offset, std::size_t length) {
-  const File file = File::open(path, O_RDONLY);
-  void* const mapped =
-      ::mmap(nullptr, length, PROT_READ, MAP_SHARED, file.fd(), static_cast<off_t>(offset));
-  if (mapped == MAP_FAILED)
-    fail_errno("mmap");
-  std::vector<unsigned char> pages(length / 4096);
-  ::mincore(mapped, length, pages.data());
-  ::munmap(mapped, length);
-  std::size_t present = 0;
-  for (const unsigned char page : pages)
-    present += page & 1U;
-  return static_cast<double>(present) / static_cast<double>(pages.size());
+double resident(const std::string& path, std::uint64_t offset, std::uint64_t length) {
+  return static_cast<double>(cached_bytes(path, offset, length)) / static_cast<double>(length);
 }
 
 TEST_F(Serving, ReadaheadAnnouncesTheNextChangedRanges) {
@@ -211,10 +200,7 @@ TEST_F(Serving, ReadaheadAnnouncesTheNextChangedRanges) {
                                   R"({"offset":20971520,"length":1048576,"type":0},)"
                                   R"({"offset":22020096,"length":45088768,"type":1}])");
   for (const char* readahead : {"readahead=0", "readahead=8M"}) {
-    const File file = File::open(raw, O_RDONLY);
-    file.sync();
-    ASSERT_EQ(::posix_fadvise(file.fd(), 0, 0, POSIX_FADV_DONTNEED), 0);
-    if (resident(raw, 20 * kMiB, kMiB) > 0)
+    if (!drop_from_page_cache(raw))
       GTEST_SKIP() << "the page cache of this file system cannot be emptied";
     const NbdServer server =
         NbdServer::delta({raw, "format=raw", "map=" + folder / "map.json", readahead});
