@@ -93,7 +93,8 @@ class Disk {
   /// does.
   Place place_at(std::uint64_t offset, std::uint64_t limit, Walk& walk) const;
 
-  /// Tells the kernel that [offset, offset + length) will be read soon.
+  /// Tells the kernel that [offset, offset + length) will be read soon. Throws Error where a table
+  /// that leads there is damaged or cannot be read.
   void will_need(std::uint64_t offset, std::uint64_t length) const;
 
  private:

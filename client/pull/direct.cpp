@@ -1,5 +1,6 @@
 #include "client/pull/direct.hpp"
 
+#include <fcntl.h>
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
@@ -8,6 +9,7 @@
 #include <chrono>
 #include <functional>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <thread>
 #include <vector>
@@ -22,28 +24,33 @@ using Clock = RateLimiter::Clock;
 
 constexpr std::uint64_t kOperation = 16 * kMiB;  // what one thread takes at a time
 constexpr std::uint64_t kChunk = 256 * kKiB;     // of it in one step: stays in a processor's cache
-constexpr std::uint64_t kLongRun = kMiB;         // worth announcing
+constexpr std::uint64_t kLongRun = kMiB;         // announced, and copied by one thread at a time
 constexpr std::chrono::milliseconds kLongestPause{100};
 
-/// Whether copying a part of `file` has the kernel read it. Elsewhere blocks may be shared, or a
-/// server copies: to announce that would be to read it for nothing.
-bool is_copied_by_reading(const File& file) {
+/// Whether it is certain that the kernel copies from `file` by way of the page cache. Elsewhere
+/// blocks may be shared, or a server copies, and what is announced would be read for nothing.
+bool is_copied_through_page_cache(const File& file) {
   struct statfs facts {};
-  return ::fstatfs(file.fd(), &facts) == 0 && facts.f_type == EXT4_SUPER_MAGIC;
+  if (::fstatfs(file.fd(), &facts) != 0 || (::fcntl(file.fd(), F_GETFL) & O_DIRECT) != 0)
+    return false;
+  return facts.f_type == EXT4_SUPER_MAGIC || facts.f_type == TMPFS_MAGIC;
 }
 
 /// One thread's part.
 class DirectWorker {
  public:
-  /// `longest_copy`: bytes that the kernel copies in one step.
+  /// `longest_copy`: bytes that the kernel copies in one step. `copying`: all workers' own.
   DirectWorker(asio::io_context& loop, const image::Disk& disk, target::Target& target, Work& work,
-               Counters& counters, std::uint64_t longest_copy, const std::stop_token& stop)
+               Counters& counters, std::uint64_t longest_copy, std::mutex& copying,
+               const std::stop_token& stop)
       : loop_(loop),
         disk_(disk),
         walk_(disk.new_walk()),
+        announced_(disk.new_walk()),
         work_(work),
         counters_(counters),
         longest_copy_(longest_copy),
+        copying_(copying),
         stop_(stop),
         writer_(target.writer(loop_)),
         buffer_(kChunk) {}
@@ -78,7 +85,8 @@ class DirectWorker {
   }
 
   asio::awaitable<void> move(std::uint64_t offset, std::uint64_t end) {
-    announce(offset, end - offset);
+    if (end - offset >= kLongRun && longest_copy_ >= kLongRun)  // a low rate is the disk's, too
+      announce(offset, end);
     while (offset < end) {
       std::uint64_t length = copy(offset, end - offset);
       if (length == 0) {
@@ -89,13 +97,22 @@ class DirectWorker {
     }
   }
 
-  /// The disk begins with the end of the run while its beginning is copied.
-  void announce(std::uint64_t offset, std::uint64_t length) {
-    if (length < kLongRun)
-      return;
-    const File* file = kernel_copies_ ? disk_.place_at(offset, length, walk_).file : nullptr;
-    if (file == nullptr || is_copied_by_reading(*file))
-      disk_.will_need(offset, length);
+  /// The disk goes on with the rest of the run while its beginning is copied.
+  void announce(std::uint64_t offset, std::uint64_t end) {
+    const File* known = nullptr;
+    bool is_read = true;  // what is in no file is read and written, or is zeros
+    while (offset < end) {
+      check_stop();
+      const image::Disk::Place place =
+          disk_.place_at(offset, std::min(end - offset, kLongRun), announced_);
+      if (place.file != known) {
+        known = place.file;
+        is_read = known == nullptr || is_copied_through_page_cache(*known);
+      }
+      if (is_read || !kernel_copies_)
+        disk_.will_need(offset, place.length);
+      offset += place.length;
+    }
   }
 
   /// Returns how much the kernel has copied; 0 where these bytes are to be read and written.
@@ -106,6 +123,11 @@ class DirectWorker {
     if (place.file == nullptr)
       return 0;
     throttle(place.length);
+    // Two would spin for the lock of the one file that both write to. Short runs may each wait for
+    // the disk, as may what is not announced: these are better off together.
+    std::unique_lock alone(copying_, std::defer_lock);
+    if (place.length >= kLongRun && is_copied_through_page_cache(*place.file))
+      alone.lock();
     if (!writer_->copy(*place.file, raw(place.host_offset), place.length, offset)) {
       kernel_copies_ = false;
       booked_ += place.length;
@@ -148,9 +170,11 @@ class DirectWorker {
   asio::io_context& loop_;
   const image::Disk& disk_;
   image::Disk::Walk walk_;
+  image::Disk::Walk announced_;  // is ahead of the other
   Work& work_;
   Counters& counters_;
   const std::uint64_t longest_copy_;
+  std::mutex& copying_;
   std::uint64_t booked_ = 0;  // bytes that the kernel did not copy in the end
   std::stop_token stop_;
   std::unique_ptr<target::Writer> writer_;
@@ -170,13 +194,14 @@ void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target&
   const std::uint64_t threads = std::clamp<std::uint64_t>(
       useful, 1, std::min(settings.connections, target.maximum_writers()));
   const std::uint64_t longest_copy = settings.rate == 0 ? kOperation : kChunk;
+  std::mutex copying;
   std::atomic<asio::io_context*> unused = &loop;
   const std::function<void()> work_along = [&] {
     ++counters.connections;
     asio::io_context own{1};
     asio::io_context* first = unused.exchange(nullptr);
     DirectWorker(first == nullptr ? own : *first, disk, target, work, counters, longest_copy,
-                 stop.get_token())
+                 copying, stop.get_token())
         .run();
   };
   run_threads(std::vector(threads, work_along), stop);

@@ -5,7 +5,6 @@ namespace nbdelta::client::target {
 namespace {
 
 constexpr std::uint64_t kWriteBackUnit = 8 * kMiB;
-constexpr std::uint64_t kLongCopy = kMiB;
 
 }  // namespace
 
@@ -29,7 +28,10 @@ class LocalTarget::LocalWriter : public Writer {
   }
   bool copy(const File& from, std::uint64_t from_offset, std::uint64_t length,
             std::uint64_t offset) override {
-    return target_.copy(from, from_offset, length, offset);
+    if (!target_.copy_at(from, from_offset, length, offset))
+      return false;
+    target_.wrote(length);
+    return true;
   }
   asio::awaitable<void> zero(std::uint64_t offset, std::uint64_t length) override {
     target_.zero_at(offset, length);
@@ -41,22 +43,6 @@ class LocalTarget::LocalWriter : public Writer {
  private:
   LocalTarget& target_;
 };
-
-/// Two threads in copy_file_range(2) spin for the lock of the one file that both write to; for a
-/// long copy it is cheaper to wait here. Short ones of data that is not cached wait for the disk,
-/// and are better off together.
-bool LocalTarget::copy(const File& from, std::uint64_t from_offset, std::uint64_t length,
-                       std::uint64_t offset) {
-  std::unique_lock alone(copying_, std::defer_lock);
-  if (length >= kLongCopy)
-    alone.lock();
-  const bool copied = copy_at(from, from_offset, length, offset);
-  if (alone)
-    alone.unlock();
-  if (copied)
-    wrote(length);
-  return copied;
-}
 
 void LocalTarget::wrote(std::uint64_t bytes) noexcept {
   const std::uint64_t before = written_.fetch_add(bytes, std::memory_order_relaxed);

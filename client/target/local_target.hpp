@@ -2,7 +2,6 @@
 
 #include <atomic>
 #include <cstdint>
-#include <mutex>
 
 #include "client/target/target.hpp"
 
@@ -41,11 +40,7 @@ class LocalTarget : public Target {
  private:
   class LocalWriter;
 
-  bool copy(const File& from, std::uint64_t from_offset, std::uint64_t length,
-            std::uint64_t offset);
-
   std::atomic<std::uint64_t> written_ = 0;  // bytes
-  std::mutex copying_;                      // held where the kernel copies much
   std::atomic_flag dropping_;               // one thread is in drop_cached()
 };
 

@@ -2,11 +2,8 @@
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
-#include <linux/magic.h>
 #include <sys/stat.h>
-#include <sys/vfs.h>
 
-#include <chrono>
 #include <filesystem>
 #include <string>
 #include <thread>
@@ -28,11 +25,6 @@ bool has_open(pid_t process, const std::string& file) {
       return true;
   }
   return false;
-}
-
-bool is_ext4(const std::string& path) {
-  struct statfs facts {};
-  return ::statfs(path.c_str(), &facts) == 0 && facts.f_type == EXT4_SUPER_MAGIC;
 }
 
 class Direct : public ::testing::Test {
@@ -283,25 +275,6 @@ TEST_F(Direct, CopiesByReferenceWhereTheFileSystemCan) {
     EXPECT_LT(reflinks.used() - before, 8 * kMiB) << target;
     EXPECT_EQ(difference(reflinks / target, target.substr(5), image, "qcow2"), "");
   }
-}
-
-/// Reading goes on at the rate, but the disk need not wait for it.
-TEST_F(Direct, AnnouncesLongRuns) {
-  const std::string raw = disk_ / "disk.raw";
-  create_image(raw, "raw", 64 * kMiB);
-  qemu_io(raw, "raw", {"write -q -P 1 0 64M"});
-  if (!drop_from_page_cache(raw))
-    GTEST_SKIP() << "the page cache of this file system cannot be emptied";
-  if (!is_ext4(raw))
-    GTEST_SKIP() << "copies may share blocks here";
-  Background client(nbdelta_command(
-      {"pull", "--quiet", "--rate", "1M", "delta:" + raw + "?format=raw", disk_ / "copy.raw"}));
-  const auto soon = std::chrono::steady_clock::now() + std::chrono::seconds(3);
-  while (cached_bytes(raw, 15 * kMiB, kMiB) < kMiB && std::chrono::steady_clock::now() < soon)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  EXPECT_EQ(cached_bytes(raw, 15 * kMiB, kMiB), kMiB);
-  client.signal(SIGINT);
-  EXPECT_EQ(client.wait(std::chrono::seconds(10)).value().status, 130);
 }
 
 /// What is copied by reference fits where it would not fit a second time.
