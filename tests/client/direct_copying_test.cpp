@@ -4,12 +4,12 @@
 #include <linux/magic.h>
 #include <sys/vfs.h>
 
-#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <stop_token>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "client/pull/direct.hpp"
@@ -33,7 +33,7 @@ bool is_on(const std::string& path, long file_system) {
 /// Writes nothing, and looks on while it is to copy.
 class Watcher : public client::target::LocalTarget {
  public:
-  Watcher(std::string source, bool copies) : source_(std::move(source)), copies_(copies) {}
+  explicit Watcher(std::string source) : source_(std::move(source)) {}
 
   const image::ExtentMap& prepare(const client::target::Description& description,
                                   client::asio::io_context& /*loop*/) override {
@@ -61,7 +61,7 @@ class Watcher : public client::target::LocalTarget {
     look();
     std::this_thread::sleep_for(5ms);
     --inside_;
-    return copies_;
+    return true;
   }
   void write_at(std::span<const std::byte> /*data*/, std::uint64_t /*offset*/) override {}
   void zero_at(std::uint64_t /*offset*/, std::uint64_t /*length*/) override {}
@@ -80,7 +80,6 @@ class Watcher : public client::target::LocalTarget {
   }
 
   const std::string source_;
-  const bool copies_;
   std::uint64_t awaited_ = 0;
   std::uint64_t length_ = 0;
   steady_clock::duration patience_{};
@@ -120,7 +119,7 @@ class DirectCopying : public ::testing::Test {
 TEST_F(DirectCopying, LongRunsAreAnnounced) {
   if (!is_on(raw_, EXT4_SUPER_MAGIC) || !drop_from_page_cache(raw_))
     GTEST_SKIP() << "nothing is announced here, or the page cache cannot be emptied";
-  Watcher target(raw_, true);
+  Watcher target(raw_);
   target.await(15 * kMiB, kMiB, 5s);
   copy(raw_, image::Format::raw, target);
   EXPECT_GE(target.came(), kMiB * 9 / 10);
@@ -130,7 +129,7 @@ TEST_F(DirectCopying, LongRunsAreAnnounced) {
 TEST_F(DirectCopying, NothingIsAnnouncedWithARate) {
   if (!drop_from_page_cache(raw_))
     GTEST_SKIP() << "the page cache of this file system cannot be emptied";
-  Watcher target(raw_, true);
+  Watcher target(raw_);
   target.await(15 * kMiB, kMiB, 500ms);
   copy(raw_, image::Format::raw, target, 100 * kGiB);
   EXPECT_EQ(target.came(), 0);
@@ -139,7 +138,7 @@ TEST_F(DirectCopying, NothingIsAnnouncedWithARate) {
 TEST_F(DirectCopying, OneThreadAtATimeCopiesLongRuns) {
   if (!is_on(raw_, EXT4_SUPER_MAGIC) && !is_on(raw_, TMPFS_MAGIC))
     GTEST_SKIP() << "copies may share blocks here";
-  Watcher target(raw_, true);
+  Watcher target(raw_);
   copy(raw_, image::Format::raw, target);
   EXPECT_EQ(target.most(), 1);
 }
@@ -152,7 +151,7 @@ TEST_F(DirectCopying, TwoThreadsCopyShortRuns) {
   for (int cluster = 127; cluster >= 0; --cluster)
     writes.push_back("write -q -P 1 " + std::to_string(cluster * 512) + "k 512k");
   qemu_io(reversed, "qcow2", writes);
-  Watcher target(reversed, true);
+  Watcher target(reversed);
   copy(reversed, image::Format::qcow2, target);
   EXPECT_EQ(target.most(), 2);
 }
