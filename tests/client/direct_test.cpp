@@ -277,6 +277,31 @@ TEST_F(Direct, CopiesByReferenceWhereTheFileSystemCan) {
   }
 }
 
+/// Compressed clusters are read, the plain ones between them are shared and not read.
+TEST_F(Direct, CopiesByReferenceBetweenCompressedClusters) {
+  const Reflinks reflinks(disk_ / "xfs");
+  if (!reflinks.mounted())
+    GTEST_SKIP() << "no XFS can be mounted here";
+  const std::string image = reflinks / "disk.qcow2";
+  create_image(image, "qcow2", 64 * kMiB);
+  std::vector<std::string> writes;
+  for (int begin = 0; begin < 64; begin += 4) {
+    const std::string compressed = std::to_string(begin * 1024);
+    const std::string plain = std::to_string(begin * 1024 + 64);
+    writes.push_back("write -q -c -P 4 " + compressed + "k 64k");
+    writes.push_back("write -q -P 3 " + plain + "k 4032k");
+  }
+  qemu_io(image, "qcow2", writes);
+  run_ok({"sync", "--file-system", image});
+  const std::uint64_t before = reflinks.used();
+  ASSERT_TRUE(drop_from_page_cache(image));
+  pulled({"delta:" + image, reflinks / "copy.raw"});
+  EXPECT_LT(cached_bytes(image), 16 * kMiB) << "what is shared was read";
+  run_ok({"sync", "--file-system", image});
+  EXPECT_LT(reflinks.used() - before, 8 * kMiB);
+  EXPECT_EQ(difference(reflinks / "copy.raw", "raw", image, "qcow2"), "");
+}
+
 /// What is copied by reference fits where it would not fit a second time.
 TEST_F(Direct, NeedsNoSpaceForWhatIsCopiedByReference) {
   const Reflinks reflinks(disk_ / "xfs");

@@ -268,6 +268,14 @@ class KilledServer : public ::testing::TestWithParam<Transport> {
     return server;
   }
 
+  /// Returns once the client has been connected, and has begun to write.
+  void await_copy(Background& client) const {
+    while (!std::filesystem::exists(folder_ / "copy.raw.partial") && client.running())
+      std::this_thread::sleep_for(milliseconds(5));
+    std::this_thread::sleep_for(milliseconds(300));
+    EXPECT_TRUE(client.running()) << client.err();
+  }
+
   void kill(Background& server) const {
     server.signal(SIGKILL);
     server.wait(milliseconds(5000));
@@ -285,8 +293,7 @@ class KilledServer : public ::testing::TestWithParam<Transport> {
 TEST_P(KilledServer, IsConnectedToOnceItIsBack) {
   Background first = serve();
   Background client(nbdelta_command({"pull", "--json", uri(), folder_ / "copy.raw"}));
-  std::this_thread::sleep_for(milliseconds(500));
-  EXPECT_TRUE(client.running()) << client.err();
+  await_copy(client);
   kill(first);
   std::this_thread::sleep_for(milliseconds(400));  // the first attempts find nobody
   EXPECT_TRUE(client.running()) << client.err();
@@ -302,7 +309,7 @@ TEST_P(KilledServer, IsGivenUpInTheEnd) {
   Background server = serve();
   Background client(
       nbdelta_command({"pull", uri(), folder_ / "copy.raw", "--quiet", "--retries", "2"}));
-  std::this_thread::sleep_for(milliseconds(300));
+  await_copy(client);
   kill(server);
   const auto outcome = client.wait(milliseconds(60'000));
   ASSERT_TRUE(outcome);

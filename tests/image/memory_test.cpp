@@ -21,15 +21,10 @@
 #include "image/view.hpp"
 #include "tests/image/runs.hpp"
 #include "tests/support/random.hpp"
+#include "tests/support/sanitizer.hpp"
 
 namespace nbdelta::testing {
 namespace {
-
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-constexpr bool kOwnMemoryOnly = false;  // the sanitizer keeps freed and shadow memory
-#else
-constexpr bool kOwnMemoryOnly = true;
-#endif
 
 std::uint64_t resident_bytes() {
   std::ifstream status("/proc/self/status");
@@ -63,7 +58,7 @@ TEST(Memory, CacheStaysWithinItsCapacityWhateverThreadsFillIt) {
   const std::uint64_t grown = resident_bytes() - before;
   fmt::print("a cache of {}, filled by {} threads: {} more memory\n", format_size(kCapacity),
              kThreads, format_size(grown));
-  EXPECT_TRUE(grown < kCapacity + 4 * kMiB || !kOwnMemoryOnly);
+  EXPECT_TRUE(grown < kCapacity + 4 * kMiB || kSanitized);
 }
 
 /// Adjacent L2 tables, each with one data cluster and one zero cluster, in a file in memory where
@@ -117,7 +112,7 @@ TEST(Memory, A16TiBImageWithAllItsTablesServesIn64MiB) {
   const std::uint64_t grown = resident_bytes() - before;
   fmt::print("16 TiB with {} L2 tables, walked and read 100,000 times: {} more memory\n", kL2Tables,
              format_size(grown));
-  EXPECT_TRUE(grown < 64 * kMiB || !kOwnMemoryOnly);
+  EXPECT_TRUE(grown < 64 * kMiB || kSanitized);
 }
 
 }  // namespace

@@ -44,7 +44,7 @@ Runs random_runs(Random& random, std::uint64_t size, std::uint64_t unit, std::ui
 /// Where two descriptions of one range first differ, for messages; "" where they do not.
 std::string difference(const Runs& ours, const Runs& theirs);
 
-/// $NBDELTA_SEEDS where that is set.
+/// $NBDELTA_SEEDS where that is set, otherwise `by_default`, or a quarter of it with a sanitizer.
 std::uint64_t seeds_from_environment(std::uint64_t by_default);
 
 }  // namespace nbdelta::testing
