@@ -93,14 +93,15 @@ class Watched {
   std::thread thread_;
 };
 
-/// Exits at once where the job does not end, or where a second signal comes.
+/// Exits where the job does not end in time. Further signals change nothing: timeout(1) sends two.
 void wind_down(Watched& watched, const Interruptible& work, int signal) {
+  using Clock = std::chrono::steady_clock;
   watched.stop();
-  const int next = watched.wait(kPatience);
-  if (next == 0)
-    return;
-  if (next < 0)
-    work.abandon();
+  const auto end = Clock::now() + kPatience;
+  for (auto now = Clock::now(); now < end; now = Clock::now())
+    if (watched.wait(std::chrono::ceil<std::chrono::milliseconds>(end - now)) == 0)
+      return;
+  work.abandon();
   ::_exit(128 + signal);
 }
 

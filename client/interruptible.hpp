@@ -24,9 +24,9 @@ struct Interruptible {
 /// end.
 bool hangup_is_ignored();
 
-/// Runs the job. SIGINT, SIGTERM or SIGHUP stops it; it has 700 ms to end by itself. A second
-/// signal exits at once. Returns 0, or 128 + the signal that interrupted it; throws what the job
-/// threw otherwise. Call it before there are other threads: it blocks these signals for them.
+/// Runs the job. SIGINT, SIGTERM or SIGHUP stops it; it has 700 ms to end by itself. Returns 0, or
+/// 128 + the signal that interrupted it; throws what the job threw otherwise. Call it before there
+/// are other threads: it blocks these signals for them.
 int run_interruptibly(const Interruptible& work);
 
 }  // namespace nbdelta::client

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "base/units.hpp"
+#include "base/utf8.hpp"
 #include "client/console.hpp"
 #include "client/exit_status.hpp"
 #include "client/interruptible.hpp"
@@ -51,8 +52,8 @@ struct PullOptions {
 void print_json(const PullOptions& options, const pull::JobResult& result,
                 const pull::Counters& counters) {
   const boost::json::object object{{"result", "done"},
-                                   {"source", options.source.uri},
-                                   {"target", options.target.name},
+                                   {"source", as_utf8(options.source.uri)},
+                                   {"target", as_utf8(options.target.name)},
                                    {"disk_size", result.disk_size},
                                    {"changed_view", result.changed_view},
                                    {"packed", result.packed},

@@ -7,6 +7,7 @@
 #include <filesystem>
 
 #include "base/error.hpp"
+#include "base/file_identity.hpp"
 #include "image/image_lock.hpp"
 #include "image/permitted_file.hpp"
 #include "image/unfinished_mark.hpp"
@@ -125,10 +126,9 @@ class ChainOpener {
   }
 
   void refuse_loop(const File& file, const std::string& image) const {
-    const struct stat wanted = file.status();
+    const FileIdentity wanted(file.status());
     for (const LayerFiles& layer : chain_.layers) {
-      const struct stat known = layer.image.status();
-      if (known.st_dev == wanted.st_dev && known.st_ino == wanted.st_ino)
+      if (FileIdentity(layer.image.status()) == wanted)
         fail(ELOOP, "{}: the backing chain loops: its backing file {} is in the chain already",
              image, file.name());
     }

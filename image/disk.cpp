@@ -28,22 +28,24 @@ std::size_t largest_cluster(const Chain& chain) {
   return largest;
 }
 
-std::uint64_t state_of(const Chain& chain) {
+std::vector<Disk::OpenFile> files_of(const Chain& chain) {
+  std::vector<Disk::OpenFile> files;
+  for (const LayerFiles& layer : chain.layers)
+    for (const File* file : {&layer.image, &layer.data})
+      if (*file)
+        files.push_back({file->name(), file->status()});
+  return files;
+}
+
+std::uint64_t state_of(const std::vector<Disk::OpenFile>& files) {
   std::vector<std::uint64_t> facts;
-  const auto add = [&](const File& file) {
-    if (!file)
-      return;
-    const struct stat status = file.status();
+  for (const auto& [name, status] : files) {
     if (S_ISBLK(status.st_mode))
       facts.insert(facts.end(), {major(status.st_rdev), minor(status.st_rdev)});
     else
       facts.insert(facts.end(), {status.st_ino, static_cast<std::uint64_t>(status.st_size),
                                  static_cast<std::uint64_t>(status.st_mtim.tv_sec),
                                  static_cast<std::uint64_t>(status.st_mtim.tv_nsec)});
-  };
-  for (const LayerFiles& layer : chain.layers) {
-    add(layer.image);
-    add(layer.data);
   }
   return XXH3_64bits(facts.data(), facts.size() * sizeof facts[0]);
 }
@@ -78,7 +80,8 @@ Disk Disk::open(const std::string& path, const OpenOptions& options) {
   const std::size_t alignment = options.caching == Caching::direct ? kDirectAlignment : 0;
   Disk disk;
   disk.missing_backing_ = std::move(chain.missing_backing);
-  disk.state_ = state_of(chain);
+  disk.files_ = files_of(chain);
+  disk.state_ = state_of(disk.files_);
   disk.caches_ = std::make_unique<Caches>(largest_cluster(chain));
   for (LayerFiles& files : chain.layers) {
     if (files.header) {

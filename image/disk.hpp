@@ -1,5 +1,7 @@
 #pragma once
 
+#include <sys/stat.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -60,6 +62,14 @@ class Disk {
   /// are in it, so what is written to those does not show.
   std::uint64_t state() const { return state_; }
 
+  /// A file or block device of the chain: a layer's image, or its external data file.
+  struct OpenFile {
+    std::string name;
+    struct stat status;
+  };
+  /// All that are open.
+  const std::vector<OpenFile>& files() const { return files_; }
+
   /// Empty where all layers are open; otherwise why the one below the last is not, and what to do.
   const std::string& missing_backing() const;
 
@@ -107,6 +117,7 @@ class Disk {
 
   std::unique_ptr<Caches> caches_;
   std::vector<std::unique_ptr<Layer>> layers_;
+  std::vector<OpenFile> files_;
   std::string missing_backing_;
   std::uint64_t state_ = 0;
 };

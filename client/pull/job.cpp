@@ -23,10 +23,8 @@ Job::Job(JobOptions options, Counters& counters)
     : options_(std::move(options)),
       counters_(counters),
       target_(target::open_target(options_.target)) {
-  if (!image::ImageUri::is_one(options_.source.uri))
-    return;
-  direct_ = parse_image_uri(options_.source);
-  target::refuse_as_source(options_.target, direct_->path);
+  if (image::ImageUri::is_one(options_.source.uri))
+    direct_ = parse_image_uri(options_.source);
 }
 
 void Job::run(std::stop_source& stop) {
@@ -77,6 +75,7 @@ void Job::pull_from_server(std::stop_source& stop) {
 void Job::pull_direct(std::stop_source& stop) {
   const auto start = Clock::now();
   const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
+  target::refuse_as_source(options_.target, source.disk().files());
   const image::ExtentMap map = source.read_map(stop.get_token());
   take_result(map, source.shows_changes(), start);
   target::Description description =

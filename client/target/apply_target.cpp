@@ -127,7 +127,7 @@ void ApplyTarget::mark(const std::string& source) {
     started_ = true;
     return;
   }
-  const std::string next = mark_path_ + ".new";  // a mark that is there is whole
+  const std::string next = next_mark_of(mark_path_);  // a mark that is there is whole
   try {
     or_refuse([&] {
       const File mark = File::open(next, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW);

@@ -24,4 +24,14 @@ inline std::string follow_link(const std::string& path) {
   return file.string();
 }
 
+/// What a new file is called until it is complete.
+inline std::string partial_name_of(const std::string& file) {
+  return file + ".partial";
+}
+
+/// What image::unfinished_mark_of() is called until it is complete.
+inline std::string next_mark_of(const std::string& mark) {
+  return mark + ".new";
+}
+
 }  // namespace nbdelta::client::target

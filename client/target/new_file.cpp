@@ -32,7 +32,7 @@ constexpr auto kUnchanged = static_cast<uid_t>(-1);  // chown(2)
 }  // namespace
 
 NewFile::NewFile(const std::string& path, Existing existing)
-    : path_(follow_link(path)), partial_(path_ + ".partial"), existing_(existing) {}
+    : path_(follow_link(path)), partial_(partial_name_of(path_)), existing_(existing) {}
 
 void NewFile::check_name() const {
   struct stat status {};
@@ -86,12 +86,16 @@ void NewFile::open_partial(mode_t mode) {
   } catch (const Error& error) {
     refuse(error.error_number(), "{} (another pull into {}?)", error.what(), path_);
   }
+  identity_.emplace(file_.status());
   // Between open and lock another pull may have finished, and given this very file its name.
-  struct stat named {};
-  const struct stat locked = file_.status();
-  if (::lstat(partial_.c_str(), &named) != 0 || named.st_ino != locked.st_ino ||
-      named.st_dev != locked.st_dev)
+  if (!has_its_partial_name())
     refuse(EEXIST, "{}: another pull has just finished it", path_);
+}
+
+/// False where somebody has removed it; another pull may have begun a file of that name since.
+bool NewFile::has_its_partial_name() const {
+  struct stat named {};
+  return ::lstat(partial_.c_str(), &named) == 0 && FileIdentity(named) == identity_;
 }
 
 /// Before any data is in the file, and so that nobody may do more with it than with the old one.
@@ -145,6 +149,8 @@ void NewFile::publish() {
 }
 
 void NewFile::rename() {
+  if (!has_its_partial_name())
+    fail(ESTALE, "{}: is no longer the file that was written: it was removed meanwhile", partial_);
   const unsigned flags = existing_ == Existing::replace ? 0 : RENAME_NOREPLACE;
   if (::renameat2(AT_FDCWD, partial_.c_str(), AT_FDCWD, path_.c_str(), flags) == 0)
     return;
@@ -160,7 +166,7 @@ std::string NewFile::abandon() noexcept {
   const std::lock_guard guard(mutex_);
   const State before =
       std::exchange(state_, state_ == State::published ? state_ : State::abandoned);
-  if (before != State::partial)
+  if (before != State::partial || !has_its_partial_name())
     return {};
   if (::unlink(partial_.c_str()) != 0 && errno != ENOENT)
     return fmt::format("{} could not be removed: {}", partial_, std::strerror(errno));

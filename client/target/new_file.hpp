@@ -4,9 +4,11 @@
 
 #include <cstdint>
 #include <mutex>
+#include <optional>
 #include <string>
 
 #include "base/file.hpp"
+#include "base/file_identity.hpp"
 
 namespace nbdelta::client::target {
 
@@ -55,13 +57,15 @@ class NewFile {
   void open_partial(mode_t mode);
   void take_permissions_of(const struct stat& old) const;
   bool can_share_blocks_of(const File& other) const;
+  bool has_its_partial_name() const;
   void rename();
 
   std::string path_;
   std::string partial_;
   Existing existing_;
   File file_;
-  std::mutex mutex_;  // of state_
+  std::optional<FileIdentity> identity_;  // the file's
+  std::mutex mutex_;                      // of state_
   State state_ = State::none;
 };
 

@@ -5,16 +5,18 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
-#include <filesystem>
+#include <optional>
 #include <string_view>
-#include <system_error>
 
+#include "base/file_identity.hpp"
 #include "client/target/apply_target.hpp"
+#include "client/target/file_names.hpp"
 #include "client/target/nbd_target.hpp"
 #include "client/target/new_file.hpp"
 #include "client/target/null_target.hpp"
 #include "client/target/qcow2_target.hpp"
 #include "client/target/raw_target.hpp"
+#include "image/unfinished_mark.hpp"
 
 namespace nbdelta::client::target {
 namespace {
@@ -33,6 +35,14 @@ template <class... Args>
 bool is_block_device(const std::string& path) {
   struct stat status {};
   return ::stat(path.c_str(), &status) == 0 && S_ISBLK(status.st_mode);
+}
+
+/// Whether what is written to one changes the other.
+bool share_bytes(const struct stat& one, const struct stat& other) {
+  const std::optional<FileIdentity> below_one = file_of_loop_device(one);
+  const std::optional<FileIdentity> below_other = file_of_loop_device(other);
+  return FileIdentity(one) == FileIdentity(other) || below_one == FileIdentity(other) ||
+         below_other == FileIdentity(one) || (below_one && below_one == below_other);
 }
 
 Format format_of(const TargetOptions& options) {
@@ -93,14 +103,19 @@ bool is_nbd_uri(std::string_view name) {
                      [&](std::string_view scheme) { return name.starts_with(scheme); });
 }
 
-void refuse_as_source(const TargetOptions& options, const std::string& image) {
-  std::error_code ignored;
-  if (std::filesystem::equivalent(options.name, image, ignored))
-    refuse(EINVAL, "{}: is the source itself", options.name);
-  const std::string partial = NewFile(options.name, Existing::refuse).partial();
-  if (std::filesystem::equivalent(partial, image, ignored))
-    refuse(EINVAL, "{}: is called {} until it is complete, and that is the source", options.name,
-           partial);
+void refuse_as_source(const TargetOptions& options,
+                      const std::vector<image::Disk::OpenFile>& source) {
+  const std::string file = follow_link(options.name);
+  const std::string mark = image::unfinished_mark_of(file);
+  for (const std::string& written : {file, partial_name_of(file), mark, next_mark_of(mark)}) {
+    struct stat status {};
+    if (::stat(written.c_str(), &status) != 0)
+      continue;
+    for (const image::Disk::OpenFile& read : source)
+      if (share_bytes(status, read.status))
+        refuse(EINVAL, "{}: is the source itself, or part of it ({})",
+               written == file ? options.name : written, read.name);
+  }
 }
 
 std::unique_ptr<Target> open_target(const TargetOptions& options) {

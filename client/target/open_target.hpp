@@ -31,9 +31,10 @@ class UsageError : public Error {
 /// Whether a target of this name is an NBD server.
 bool is_nbd_uri(std::string_view name);
 
-/// Throws TargetRefused where the target would be written into, or in the place of, an image that
-/// is read here.
-void refuse_as_source(const TargetOptions& options, const std::string& image);
+/// Throws TargetRefused where a file of the image that is read here would be written to, replaced
+/// or removed, by any of its names.
+void refuse_as_source(const TargetOptions& options,
+                      const std::vector<image::Disk::OpenFile>& source);
 
 /// The target that the options name. Nothing is made or written yet, but what can be refused
 /// without knowing the source is. Throws UsageError or TargetRefused.

@@ -72,9 +72,11 @@ void Qcow2Target::check_chain(std::string base) const {
     if (is_there(mark))
       refuse(EINVAL, "--base {}: a pull into {} was not finished (see {}); finish it first",
              backing_.name, base, mark);
-    if (!is_qcow2)
-      return;
     try {
+      if (!is_qcow2) {
+        image::open_image_file(base, 0);
+        return;
+      }
       const auto header = image::read_qcow2_header(image::open_image_file(base, 0));
       if (header.backing_name.empty())
         return;

@@ -184,6 +184,74 @@ TEST_F(Direct, RefusesItsSourceAsTarget) {
   }
 }
 
+/// The locks would say the same, but they may be off.
+TEST_F(Direct, RefusesEveryFileOfItsSourceAsTarget) {
+  namespace fs = std::filesystem;
+  run_ok({"cp", disk_.full_raw(), disk_ / "base.raw"});
+  create_overlay(disk_ / "mid.partial", "base.raw", "raw");
+  create_overlay(disk_ / "a.raw.nbdelta-unfinished", "mid.partial", "qcow2");
+  create_overlay(disk_ / "b.raw.nbdelta-unfinished.new", "a.raw.nbdelta-unfinished", "qcow2");
+  qemu_img({"create", "-q", "-f", "qcow2", "-o", "data_file=" + (disk_ / "data"), "-b",
+            "b.raw.nbdelta-unfinished.new", "-F", "qcow2", disk_ / "top.qcow2"});
+  const auto files = [&] {
+    return run_ok({"sh", "-c", "cd " + disk_ / "" + " && ls -i && cksum *"});
+  };
+  const std::string before = files();
+  for (const Command& target :
+       {Command{"base.raw", "--apply"}, Command{"base.raw", "--force"}, Command{"mid"},
+        Command{"a.raw"}, Command{"b.raw"}, Command{"data", "--apply"}, Command{"data", "--force"},
+        Command{"top.qcow2", "--force", "--format", "raw"}}) {
+    Command pull{"pull", "delta:" + (disk_ / "top.qcow2") + "?lock=off&backing=" + (disk_ / "")};
+    pull.insert(pull.end(), target.begin(), target.end());
+    pull[2] = disk_ / target.front();
+    const Outcome outcome = nbdelta(pull);
+    EXPECT_EQ(outcome.status, 3) << target.front() << outcome.err;
+    EXPECT_NE(outcome.err.find("is the source itself, or part of it"), std::string::npos)
+        << outcome.err;
+    EXPECT_EQ(files(), before) << target.front();
+  }
+}
+
+class LoopDevice {
+ public:
+  explicit LoopDevice(const std::string& file) {
+    const Outcome outcome = run({"losetup", "--find", "--show", file});
+    if (outcome.status == 0)
+      path_ = outcome.out.substr(0, outcome.out.find('\n'));
+  }
+  LoopDevice(const LoopDevice&) = delete;
+  LoopDevice& operator=(const LoopDevice&) = delete;
+  ~LoopDevice() {
+    if (!path_.empty())
+      run({"losetup", "--detach", path_});
+  }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+TEST_F(Direct, RefusesTheDeviceOfItsSourceAsTarget) {
+  const std::string raw = disk_.full_raw();
+  const LoopDevice one(raw);
+  const LoopDevice other(raw);
+  if (one.path().empty() || other.path().empty())
+    GTEST_SKIP() << "no loop devices can be had here";
+  const std::string node = disk_ / "node";
+  struct stat status {};
+  ASSERT_EQ(::stat(one.path().c_str(), &status), 0);
+  ASSERT_EQ(::mknod(node.c_str(), S_IFBLK | S_IRUSR | S_IWUSR, status.st_rdev), 0);
+  using Pair = std::pair<std::string, std::string>;
+  for (const auto& [source, target] : {Pair{one.path(), node}, Pair{raw, one.path()},
+                                       Pair{one.path(), raw}, Pair{one.path(), other.path()}}) {
+    const Outcome outcome =
+        nbdelta({"pull", "delta:" + source + "?format=raw&lock=off", target, "--apply"});
+    EXPECT_EQ(outcome.status, 3) << source << " to " << target;
+    EXPECT_NE(outcome.err.find("is the source itself, or part of it"), std::string::npos)
+        << outcome.err;
+  }
+}
+
 TEST_F(Direct, RefusesWhatIsNoInstantOfTheDisk) {
   const std::string mark = disk_.image() + ".nbdelta-unfinished";
   run_ok({"sh", "-c", "echo nbd://elsewhere/ > " + mark});

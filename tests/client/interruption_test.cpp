@@ -181,11 +181,12 @@ TEST_F(InterruptionDeathTest, JobThatDoesNotEndIsLeft) {
   const auto start = steady_clock::now();
   EXPECT_EXIT(run_stubborn_job(1, [] { fmt::print(stderr, "abandoned\n"); }),
               ::testing::ExitedWithCode(143), "abandoned");
-  EXPECT_LT(steady_clock::now() - start, milliseconds(2500));
+  EXPECT_LT(steady_clock::now() - start, milliseconds(15'000));
 }
 
-TEST_F(InterruptionDeathTest, SecondSignalExitsAtOnce) {
-  EXPECT_EXIT(run_stubborn_job(2, [] { std::_Exit(98); }), ::testing::ExitedWithCode(143), "");
+TEST_F(InterruptionDeathTest, FurtherSignalsSpareNothing) {
+  EXPECT_EXIT(run_stubborn_job(3, [] { fmt::print(stderr, "abandoned\n"); }),
+              ::testing::ExitedWithCode(143), "abandoned");
 }
 
 }  // namespace

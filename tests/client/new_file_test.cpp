@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <memory>
 #include <string>
 
 #include "base/arithmetic.hpp"
@@ -173,6 +174,40 @@ TEST(NewFile, TwoPullsDoNotCollide) {
   const auto outcome = first.wait(std::chrono::milliseconds(60'000));
   ASSERT_TRUE(outcome);
   EXPECT_EQ(outcome->status, 0) << outcome->err;
+  EXPECT_EQ(difference(folder / "disk.raw", "raw", from.uri(), "raw"), "");
+}
+
+/// Somebody has removed what one pull writes, and another has begun it anew.
+TEST(NewFile, IsNotTakenForAnotherPulls) {
+  const NbdServer from = NbdServer::nbdkit("pattern", {"32M"});
+  const TempFolder folder;
+  const std::string partial = folder / "disk.raw.partial";
+  const auto begin = [&](const char* rate) {
+    auto pull = std::make_unique<Background>(
+        nbdelta_command({"pull", from.uri(), folder / "disk.raw", "--rate", rate, "--quiet"}));
+    while (!fs::exists(partial) && pull->running())
+      pull->wait(std::chrono::milliseconds(5));
+    return pull;
+  };
+  const auto first = begin("16M");
+  fs::remove(partial);
+  const auto second = begin("1M");
+  fs::remove(partial);
+  const auto third = begin("8M");
+  const auto outcome = first->wait(std::chrono::milliseconds(60'000));
+  ASSERT_TRUE(outcome);
+  EXPECT_EQ(outcome->status, 1);
+  EXPECT_NE(outcome->err.find("is no longer the file that was written"), std::string::npos)
+      << outcome->err;
+  EXPECT_FALSE(fs::exists(folder / "disk.raw"));
+  second->signal(SIGINT);
+  const auto interrupted = second->wait(std::chrono::milliseconds(10'000));
+  ASSERT_TRUE(interrupted);
+  EXPECT_EQ(interrupted->err.find("was removed"), std::string::npos) << interrupted->err;
+  EXPECT_TRUE(fs::exists(partial));
+  const auto complete = third->wait(std::chrono::milliseconds(60'000));
+  ASSERT_TRUE(complete);
+  EXPECT_EQ(complete->status, 0) << complete->err;
   EXPECT_EQ(difference(folder / "disk.raw", "raw", from.uri(), "raw"), "");
 }
 

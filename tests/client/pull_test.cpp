@@ -286,6 +286,16 @@ TEST(Pull, FromQemuNbdThatEndsWithItsFirstClient) {
   EXPECT_EQ(difference(folder / "disk.qcow2", "qcow2", folder / "out.raw", "raw"), "");
 }
 
+TEST(Pull, NamesThatAreNotUtf8DoNotSpoilTheJson) {
+  const TempFolder folder;
+  const std::string source = folder / "disk\xff.raw";
+  create_image(source, "raw", kMiB);
+  const auto result = pulled({"delta:" + source + "?format=raw", folder / "copy\xfe.raw"});
+  EXPECT_EQ(result.at("target").as_string(), (folder / "copy\ufffd.raw").c_str());
+  EXPECT_TRUE(result.at("source").as_string().ends_with("disk\ufffd.raw?format=raw"));
+  EXPECT_EQ(difference(folder / "copy\xfe.raw", "raw", source, "raw"), "");
+}
+
 /// Each with the message that is on stderr too.
 TEST(Pull, FailuresAreObjectsToo) {
   const TempFolder folder;

@@ -14,6 +14,7 @@
 #include <span>
 
 #include "base/arithmetic.hpp"
+#include "base/file_identity.hpp"
 #include "client/backup/options.hpp"
 #include "image/chain.hpp"
 #include "image/dirty_bitmap.hpp"
@@ -181,11 +182,8 @@ class RealFiles final : public Files {
   bool same(const std::string& path, const std::string& other) override {
     struct stat one {};
     struct stat two {};
-    if (::stat(path.c_str(), &one) != 0 || ::stat(other.c_str(), &two) != 0)
-      return false;
-    if (S_ISBLK(one.st_mode) && S_ISBLK(two.st_mode))
-      return one.st_rdev == two.st_rdev;
-    return one.st_dev == two.st_dev && one.st_ino == two.st_ino;
+    return ::stat(path.c_str(), &one) == 0 && ::stat(other.c_str(), &two) == 0 &&
+           FileIdentity(one) == FileIdentity(two);
   }
 
   std::optional<std::string> read_text(const std::string& path) override {
