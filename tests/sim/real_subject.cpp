@@ -137,8 +137,8 @@ class RealSubject final : public Subject {
   }
 
   void leave() override {
-    socket_.reset();
-    socket_.swap(other_);
+    socket_ = std::move(other_);
+    other_.reset();
   }
 
   /// As the device does it: requests of a drained device wait, and QEMU's monitor must not.
