@@ -91,7 +91,8 @@ class Maker:
                                    *wire.listen, *plugin]
 
     def delta(self, wire, image, *more):
-        return self.nbdkit(wire, self.tools.plugin, image, "packed=on", *more)
+        """As `nbdelta backup` starts it."""
+        return self.nbdkit(wire, "--threads=1", self.tools.plugin, image, "packed=on", *more)
 
     def qemu_nbd(self, image, *more, image_format="qcow2"):
         need("qemu-nbd")

@@ -6,6 +6,7 @@
 #include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <chrono>
@@ -27,6 +28,7 @@ constexpr Clock::Duration kStart = 30s;  // a map of QEMU's may be large
 constexpr Clock::Duration kSocketPoll = 3ms;
 // nbdkit waits for its clients, whose connections may hang.
 constexpr std::chrono::milliseconds kEnd{2000};
+constexpr auto kFuse = 0x6573'5546L;  // FUSE_SUPER_MAGIC of linux/magic.h
 
 std::string folder_of_temporary_files() {
   std::error_code error;
@@ -103,6 +105,15 @@ void end_process(std::int64_t process_id) {
   }
   if (!socket.empty())
     ::unlink(socket.c_str());
+}
+
+/// One for each connection of ours serves faster than nbdkit's 16, which wake each other, since the
+/// plugin announces what comes next (bench/README.md). FUSE may read past the page cache: there
+/// reads at the same time are all that helps.
+bool one_thread_suffices(const ServeRequest& request) {
+  struct statfs status {};
+  return request.lifetime == Lifetime::session &&
+         ::statfs(request.image.c_str(), &status) == 0 && status.f_type != kFuse;
 }
 
 class PluginServer final : public Server {
@@ -188,6 +199,8 @@ class PluginServer final : public Server {
     // serves.
     if (request_.lifetime == Lifetime::session)
       words.insert(words.end(), {"--foreground", "--exit-with-parent"});
+    if (one_thread_suffices(request_))
+      words.push_back("--threads=1");
     if (listen.socket.empty()) {
       words.insert(words.end(), {"--ipaddr", listen.host, "--port", std::to_string(listen.port)});
     } else {

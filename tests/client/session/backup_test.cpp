@@ -2,6 +2,8 @@
 
 #include <filesystem>
 
+#include "tests/client/session/held_backup.hpp"
+#include "tests/client/session/processes.hpp"
 #include "tests/client/session/qmp_tap.hpp"
 #include "tests/client/session/session_test.hpp"
 
@@ -216,6 +218,16 @@ TEST(Backup, OverlaysPassByThePageCacheAsTheirImageDoes) {
       }
     }
   }
+}
+
+/// nbdkit's own 16 wake each other, which takes a third of the time (bench/README.md).
+TEST(Backup, IsServedByOneThreadForEachConnection) {
+  Machine machine({{.name = "vda"}});
+  const Points points(machine);
+  const NbdkitInstead nbdkit(R"(echo "$@" >>"$folder/arguments"
+exec "$nbdkit" "$@")");
+  run_ok(points.command("backup", {"--quiesce", "no"}), nbdkit.options());
+  EXPECT_THAT(text_of_file(nbdkit.folder() + "/arguments"), HasSubstr(" --threads=1 "));
 }
 
 TEST(Backup, DryRunTouchesNothing) {

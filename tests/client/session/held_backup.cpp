@@ -50,9 +50,10 @@ ProcessOptions NbdkitInstead::options() const {
   return options;
 }
 
-// Every read takes a while: none has ended when the servers are stopped.
+// Every read takes a while: none has ended when the servers are stopped. With as many threads as
+// reads they all wait at the same time.
 HeldBackup::HeldBackup(const Points& points, const Command& more)
-    : nbdkit_(R"(exec "$nbdkit" --filter=delay "$@" delay-read=700ms)") {
+    : nbdkit_(R"(exec "$nbdkit" --filter=delay "$@" --threads=16 delay-read=700ms)") {
   const Command words = points.command("backup", {"--quiesce", "no", "--json"});
   nbdelta_.emplace(joined(words, more), nbdkit_.options());
   wait_for(*nbdelta_, "pull", [&] { return points.phase() == "export"; });
