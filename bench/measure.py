@@ -1,6 +1,7 @@
 """Runs programs one at a time and says what each took: wall time, processor time, memory."""
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -187,10 +188,11 @@ def greeted(path):
 
 
 def in_turn(contenders, rounds, folder, cold, progress):
-    """{name: [Sample of each round]}: A B C A B C …, after one round that is thrown away."""
+    """{name: [Sample of each round]}: each once a round, after one round that is thrown away. In an
+    order of its own, since the memory that one leaves is what the next one gets."""
     samples = {contender.name: [] for contender in contenders}
     for number in range(rounds + 1):
-        for contender in contenders:
+        for contender in random.sample(contenders, len(contenders)):
             progress(f"round {number} of {rounds}: {contender.name}" if number
                      else f"warm-up: {contender.name}")
             sample = contender.run(folder, cold)

@@ -40,7 +40,7 @@ struct PullOptions {
   target::TargetOptions target;
   std::string format;
   std::string base_format;
-  std::string request_size = "256K";
+  std::string request_size;
   std::string bridge = "16K";
   std::string rate;
   pull::Settings settings;
@@ -151,8 +151,9 @@ void interpret(PullOptions& options) {
   };
   try {
     pull::Settings& settings = options.settings;
-    settings.request_size = between(parse_size(options.request_size, "--request-size"),
-                                    kSmallestRequest, kLargestRequest, "--request-size");
+    if (!options.request_size.empty())
+      settings.request_size = between(parse_size(options.request_size, "--request-size"),
+                                      kSmallestRequest, kLargestRequest, "--request-size");
     settings.bridge =
         between(parse_size(options.bridge, "--bridge"), 0, kLargestBridge, "--bridge");
     if (!options.rate.empty())
@@ -196,12 +197,13 @@ void add_transfer_options(CLI::App& command, PullOptions& options) {
       ->capture_default_str();
   command
       .add_option("--depth", settings.depth,
-                  "requests in flight on each connection; default: 4 to 64, by their size")
+                  "requests in flight on each connection; default: 2 to 64, by their size")
       ->type_name("N")
       ->check(CLI::Range(1U, kMostDepth));
-  command.add_option("--request-size", options.request_size, "bytes of one request at most")
-      ->type_name("SIZE")
-      ->capture_default_str();
+  command
+      .add_option("--request-size", options.request_size,
+                  "bytes of one request at most; default: 1M of a packed export, else 256K")
+      ->type_name("SIZE");
   command
       .add_option("--bridge", options.bridge, "gaps up to this size are read rather than skipped")
       ->type_name("SIZE")

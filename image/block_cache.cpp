@@ -3,12 +3,16 @@
 #include <algorithm>
 #include <iterator>
 
+#include "base/arithmetic.hpp"
+
 namespace nbdelta::image {
 namespace {
 
 constexpr std::size_t kShards = 8;
 constexpr std::size_t kLeastBlocks =
     128;  // of each: one that is small forgets what is still wanted
+
+constexpr std::size_t kAllocated = 256 * kKiB;  // at a time
 
 std::size_t shards(std::size_t capacity, std::size_t largest_block) {
   return capacity / largest_block < kShards * kLeastBlocks ? 1 : kShards;
@@ -17,7 +21,8 @@ std::size_t shards(std::size_t capacity, std::size_t largest_block) {
 }  // namespace
 
 BlockCache::BlockCache(std::size_t capacity, std::size_t largest_block)
-    : blocks_of_shard_(
+    : largest_block_(largest_block),
+      blocks_of_shard_(
           std::max<std::size_t>(capacity / largest_block / shards(capacity, largest_block), 1)),
       shards_(shards(capacity, largest_block)) {}
 
@@ -38,22 +43,28 @@ std::shared_ptr<BlockCache::Entry> BlockCache::find_or_add(const Key& key) {
   return shard.recency.front().second;
 }
 
-std::shared_ptr<BlockCache::Bytes> BlockCache::unused_block() const {
-  std::unique_ptr<Bytes> block;
+std::shared_ptr<BlockCache::Block> BlockCache::unused_block() const {
+  std::unique_ptr<Block> block;
   {
     const std::lock_guard lock(unused_->mutex);
-    if (!unused_->blocks.empty()) {
-      block = std::move(unused_->blocks.back());
-      unused_->blocks.pop_back();
-    }
+    if (unused_->blocks.empty())
+      allocate_blocks(*unused_);
+    block = std::move(unused_->blocks.back());
+    unused_->blocks.pop_back();
   }
-  if (block == nullptr)
-    block = std::make_unique<Bytes>();
-  const auto give_back = [unused = unused_](Bytes* bytes) {
+  const auto give_back = [unused = unused_](Block* unheld) {
     const std::lock_guard lock(unused->mutex);
-    unused->blocks.emplace_back(bytes);
+    unused->blocks.emplace_back(unheld);
   };
   return {block.release(), give_back};
+}
+
+void BlockCache::allocate_blocks(Unused& unused) const {
+  const std::size_t count = std::clamp<std::size_t>(kAllocated / largest_block_, 1, most_blocks());
+  unused.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(count * largest_block_));
+  for (std::size_t i = 0; i < count; ++i)
+    unused.blocks.push_back(std::make_unique<Block>(
+        Block{.memory = unused.memory.back().get() + i * largest_block_, .loaded = {}}));
 }
 
 std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const Load& load) {
@@ -61,9 +72,10 @@ std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const L
   const std::lock_guard lock(entry->loading);
   if (entry->bytes == nullptr) {
     ++loads_;
-    const std::shared_ptr<Bytes> block = unused_block();
-    load(*block);
-    entry->bytes = block;
+    const std::shared_ptr<Block> block = unused_block();
+    const std::span memory(block->memory, largest_block_);
+    block->loaded = memory.first(load(memory));
+    entry->bytes = std::shared_ptr<const Bytes>(block, &block->loaded);
   }
   return entry->bytes;
 }

@@ -7,6 +7,7 @@
 #include <list>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <unordered_map>
 #include <vector>
 
@@ -20,14 +21,15 @@ namespace nbdelta::image {
 ///    loads may outlive its place in the cache, one block a thread.
 /// 2. A block is loaded by one thread at a time; others that ask for it wait for that load.
 /// 3. A load that threw leaves nothing behind; the next asker tries again.
-/// 4. A block's memory goes to the next block, not back to malloc: blocks that one thread allocates
-///    and another frees would make malloc's arenas (one a thread) grow to several times the
-///    capacity.
+/// 4. A block's memory goes to the next block, and comes from malloc for many blocks at a time:
+///    malloc's arenas (one a thread) would grow to several times the capacity where one thread
+///    frees what another allocated, and by a system call for each block.
 class BlockCache {
  public:
-  using Bytes = std::vector<std::byte>;
-  /// Sets the block's length and fills it; it comes with any length and contents.
-  using Load = std::function<void(Bytes&)>;
+  /// What was loaded.
+  using Bytes = std::span<const std::byte>;
+  /// Fills a block of `largest_block` bytes from its beginning, and returns how many it has filled.
+  using Load = std::function<std::size_t(std::span<std::byte> block)>;
 
   struct Key {
     std::uint64_t source = 0;  // which file, counted by its opener
@@ -57,10 +59,16 @@ class BlockCache {
       return static_cast<std::size_t>((key.offset ^ key.source << 56) * 0x9e3779b97f4a7c15U);
     }
   };
-  /// Blocks that nobody holds any more. Lives as long as the last block.
+  struct Block {
+    std::byte* memory = nullptr;
+    Bytes loaded;
+  };
+  /// The memory of all blocks, and those that nobody holds any more. Lives as long as the last
+  /// block.
   struct Unused {
-    std::mutex mutex;
-    std::vector<std::unique_ptr<Bytes>> blocks;  // guarded by `mutex`
+    std::mutex mutex;  // guards all below
+    std::vector<std::unique_ptr<std::byte[]>> memory;
+    std::vector<std::unique_ptr<Block>> blocks;
   };
   using Recency = std::list<std::pair<Key, std::shared_ptr<Entry>>>;
   /// A part of the cache with a mutex of its own: threads that look for different blocks seldom
@@ -72,8 +80,10 @@ class BlockCache {
   };
 
   std::shared_ptr<Entry> find_or_add(const Key& key);
-  std::shared_ptr<Bytes> unused_block() const;
+  std::shared_ptr<Block> unused_block() const;
+  void allocate_blocks(Unused& unused) const;
 
+  const std::size_t largest_block_;
   const std::size_t blocks_of_shard_;
   std::vector<Shard> shards_;
   const std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();

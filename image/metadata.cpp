@@ -12,9 +12,8 @@ namespace nbdelta::image {
 MetadataReader::View MetadataReader::bytes(std::uint64_t offset, std::uint64_t length,
                                            std::string_view table) const {
   const std::uint64_t start = round_down(offset, kBlock);
-  auto block = cache_->get({.source = source_, .offset = start}, [&](BlockCache::Bytes& fresh) {
-    fresh.resize(kBlock);
-    fresh.resize(file_->read_at(fresh, start));
+  auto block = cache_->get({.source = source_, .offset = start}, [&](std::span<std::byte> fresh) {
+    return file_->read_at(fresh.first(kBlock), start);
   });
   const std::uint64_t skip = offset - start;
   if (skip >= block->size())

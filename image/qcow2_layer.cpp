@@ -232,10 +232,10 @@ void Qcow2Layer::read(std::span<std::byte> out, std::uint64_t offset, const Run&
     decompress(place, offset, out);
     return;
   }
-  const auto cluster =
-      decompressed_.get({.source = source_, .offset = place.offset}, [&](BlockCache::Bytes& fresh) {
-        fresh.resize(header_.cluster_size());
-        decompress(place, offset, fresh);
+  const auto cluster = decompressed_.get(
+      {.source = source_, .offset = place.offset}, [&](std::span<std::byte> fresh) {
+        decompress(place, offset, fresh.first(header_.cluster_size()));
+        return header_.cluster_size();
       });
   std::memcpy(out.data(), cluster->data() + offset_in_cluster(offset), out.size());
 }

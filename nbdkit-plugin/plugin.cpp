@@ -9,6 +9,7 @@
 #include <chrono>
 #include <cstdio>
 #include <exception>
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -210,17 +211,21 @@ int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
           std::uint32_t /*flags*/) {
   return guarded(-1, [&] {
     const Connection& connection = connection_of(handle);
-    const image::View& view = connection.served.what.view;
+    const image::Disk& disk = connection.served.what.view.disk();
+    Readahead& readahead = connection.served.readahead;
     const std::span<std::byte> out(static_cast<std::byte*>(buffer), count);
     if (connection.packed == nullptr) {
-      connection.served.readahead.before_read(view, offset, count);
-      view.disk().read(out, offset);
+      readahead.before_read(
+          disk, std::bind_front(&image::View::for_each_extent, std::cref(view_of(handle))), offset,
+          count);
+      disk.read(out, offset);
       return 0;
     }
+    const image::ExtentMap& map = connection.packed->map();
     if (const std::uint64_t data = connection.packed->layout().data(); offset >= data) {
-      const auto run = connection.packed->map().at_data(offset - data);
-      connection.served.readahead.before_read(
-          view, run.extent().offset + (offset - data - run.data_before()), count);
+      const auto run = map.at_data(offset - data);
+      readahead.before_read(disk, std::bind_front(&image::ExtentMap::for_each, std::cref(map)),
+                            run.extent().offset + (offset - data - run.data_before()), count);
     }
     connection.packed->read(out, offset);
     return 0;

@@ -13,7 +13,7 @@ constexpr std::uint64_t kSearch = 4 * kGiB;
 
 }  // namespace
 
-void Readahead::before_read(const image::View& view, std::uint64_t offset,
+void Readahead::before_read(const image::Disk& disk, const Extents& extents, std::uint64_t offset,
                             std::uint64_t length) noexcept {
   if (size_ == 0)
     return;
@@ -34,22 +34,22 @@ void Readahead::before_read(const image::View& view, std::uint64_t offset,
   if (ahead_ > size_ / 2)
     return;
   try {
-    announce_more(view);
+    announce_more(disk, extents);
   } catch (...) {
-    frontier_ = view.disk().size();  // damaged from here on: announce no more in this window
+    frontier_ = disk.size();  // damaged from here on: announce no more in this window
   }
 }
 
-void Readahead::announce_more(const image::View& view) {
-  const std::uint64_t end = std::min(view.disk().size(), frontier_ + kSearch);
+void Readahead::announce_more(const image::Disk& disk, const Extents& extents) {
+  const std::uint64_t end = std::min(disk.size(), frontier_ + kSearch);
   if (frontier_ >= end)
     return;
-  view.for_each_extent(frontier_, end - frontier_, [&](const image::Extent& extent) {
+  extents(frontier_, end - frontier_, [&](const image::Extent& extent) {
     const bool is_read = extent.state == image::State::data;
     const std::uint64_t length = is_read ? std::min(extent.length, size_) : extent.length;
     frontier_ = extent.offset + length;
     if (is_read) {
-      view.disk().will_need(extent.offset, length);
+      disk.will_need(extent.offset, length);
       ahead_ += length;
     }
     return ahead_ < size_;

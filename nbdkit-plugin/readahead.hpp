@@ -1,9 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <mutex>
 
-#include "image/view.hpp"
+#include "image/disk.hpp"
 
 namespace nbdelta::plugin {
 
@@ -15,15 +16,20 @@ namespace nbdelta::plugin {
 /// of an export share one window.
 class Readahead {
  public:
+  /// Calls the sink for what lies in [offset, offset + length), until that returns false.
+  using Extents = std::function<void(std::uint64_t offset, std::uint64_t length,
+                                     const image::ExtentSink& sink)>;
+
   /// `size`: bytes of data to keep announced ahead of the reader; 0: none.
   explicit Readahead(std::uint64_t size) : size_(size) {}
 
-  /// Call before a read. Never throws: a range that cannot be announced is found out when it is
-  /// read.
-  void before_read(const image::View& view, std::uint64_t offset, std::uint64_t length) noexcept;
+  /// Call before a read of the disk, of which `extents` says what will be read. Never throws: a
+  /// range that cannot be announced is found out when it is read.
+  void before_read(const image::Disk& disk, const Extents& extents, std::uint64_t offset,
+                   std::uint64_t length) noexcept;
 
  private:
-  void announce_more(const image::View& view);
+  void announce_more(const image::Disk& disk, const Extents& extents);
 
   const std::uint64_t size_;
   std::mutex mutex_;  // guards all below; a reader that finds it taken goes on without

@@ -12,8 +12,11 @@ namespace {
 
 // What a connection has on its way, by itself: a link of 1 Gbit/s and 16 ms holds two of these.
 constexpr std::uint64_t kInFlight = kMiB;
-constexpr std::uint64_t kLeastDepth = 4;
+constexpr std::uint64_t kLeastDepth = 2;
 constexpr std::uint64_t kMostDepth = 64;
+// Only our plugin has packed exports. Others may be much slower with long ones, as qemu-nbd is.
+constexpr std::uint64_t kPackedRequest = kMiB;
+constexpr std::uint64_t kRequest = 256 * kKiB;
 
 class Pull {
  public:
@@ -26,6 +29,9 @@ class Pull {
         settings_(settings),
         counters_(counters),
         stop_(stop),
+        request_size_(settings.request_size != 0 ? settings.request_size
+                      : known_.packed            ? kPackedRequest
+                                                 : kRequest),
         work_(map, limits(), known_.packed.has_value(), settings.rate) {
     counters_.total += bytes_to_settle(map);
   }
@@ -41,7 +47,7 @@ class Pull {
   unsigned connections() const {
     const std::uint64_t reads =
         std::max(work_.is_packed() ? 0 : map_.extents(image::State::data),
-                 div_round_up(map_.bytes(image::State::data), settings_.request_size));
+                 div_round_up(map_.bytes(image::State::data), request_size_));
     const std::uint64_t useful = std::max<std::uint64_t>(div_round_up(reads, depth()), 1);
     const unsigned allowed =
         std::max(1U, std::min(settings_.connections, target_.maximum_writers()));
@@ -54,15 +60,15 @@ class Pull {
       return settings_.depth;
     const std::uint64_t extents =
         work_.is_packed() ? 1 : std::max<std::uint64_t>(map_.extents(image::State::data), 1);
-    const std::uint64_t length = std::clamp(map_.bytes(image::State::data) / extents,
-                                            std::uint64_t{1}, settings_.request_size);
+    const std::uint64_t length =
+        std::clamp(map_.bytes(image::State::data) / extents, std::uint64_t{1}, request_size_);
     return static_cast<unsigned>(std::clamp(kInFlight / length, kLeastDepth, kMostDepth));
   }
 
   Limits limits() const {
     const nbd::Export& exported = *known_.exported;
     const std::uint64_t block = exported.minimum_block;
-    const std::uint64_t request = std::min(settings_.request_size, exported.maximum_block);
+    const std::uint64_t request = std::min(request_size_, exported.maximum_block);
     return {.request_size = std::max(round_down(request, block), block),
             .zero_size = target_.zero_size(),
             .minimum_block = block,
@@ -96,6 +102,7 @@ class Pull {
   const Settings& settings_;
   Counters& counters_;
   std::stop_source& stop_;
+  const std::uint64_t request_size_;
   Work work_;
 };
 

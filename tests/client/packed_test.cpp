@@ -32,10 +32,9 @@ class PackedPull : public ::testing::Test {
   }
   std::string direct() const { return "delta:" + disk_.image() + "?bitmap=b0"; }
   /// The bytes came packed: no gap was read along, and no request was shorter than it must be.
-  void expect_packed(const boost::json::value& result, std::uint64_t request) const {
+  void expect_packed(const boost::json::value& result) const {
     EXPECT_EQ(number(result, "bytes_read"), number(result, "bytes_written"));
-    EXPECT_EQ(number(result, "requests"),
-              (number(result, "bytes_written") + request - 1) / request);
+    EXPECT_EQ(number(result, "requests"), div_round_up(number(result, "bytes_written"), kMiB));
   }
   /// The plugin with packed exports.
   NbdServer serve(Command parameters, const Command& options = {}) const {
@@ -104,18 +103,18 @@ TEST_F(PackedPull, IntoEveryKindOfTarget) {
   const NbdServer server = serve({disk_.image()});
   const std::string source = server.uri("dirty:b0");
   const std::string overlay = disk_ / "inc.qcow2";
-  expect_packed(pulled({source, overlay, "--base", "full.qcow2"}), 256 * kKiB);
+  expect_packed(pulled({source, overlay, "--base", "full.qcow2"}));
   EXPECT_EQ(check_complaints(overlay), "");
   expect_equal(overlay, "qcow2");
 
   const std::string applied = disk_ / "applied.raw";
   std::filesystem::copy_file(disk_.full_raw(), applied);
-  expect_packed(pulled({source, applied, "--apply"}), 256 * kKiB);
+  expect_packed(pulled({source, applied, "--apply"}));
   expect_equal(applied, "raw");
 
   {
     const NbdServer to = NbdServer::nbdkit("file", {disk_.full_raw()});
-    expect_packed(pulled({source, to.uri(), "--apply"}), 256 * kKiB);
+    expect_packed(pulled({source, to.uri(), "--apply"}));
   }
   expect_equal(disk_.full_raw(), "raw");
 }
@@ -137,7 +136,7 @@ TEST_F(PackedPull, OfAnOverlaysLayer) {
   const NbdServer server = serve({disk_ / "over.qcow2", "backing=" + std::string(disk_ / "")});
   const std::string copy = disk_ / "copy.raw";
   qemu_img({"convert", "-O", "raw", disk_.image(), copy});
-  expect_packed(pulled({server.uri("layer"), copy, "--apply"}), 256 * kKiB);
+  expect_packed(pulled({server.uri("layer"), copy, "--apply"}));
   EXPECT_EQ(difference(copy, "raw", disk_ / "over.qcow2", "qcow2"), "");
 }
 

@@ -51,8 +51,10 @@ TEST(Memory, CacheStaysWithinItsCapacityWhateverThreadsFillIt) {
       threads.emplace_back([&cache, i] {
         Random random(i);
         for (int n = 0; n < 6'000; ++n)
-          cache.get({0, random.below(1'000'000)},
-                    [](image::BlockCache::Bytes& fresh) { fresh.resize(kBlock); });
+          cache.get({0, random.below(1'000'000)}, [](std::span<std::byte> fresh) {
+            std::ranges::fill(fresh, std::byte{1});
+            return fresh.size();
+          });
       });
   }
   const std::uint64_t grown = resident_bytes() - before;
