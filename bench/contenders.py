@@ -91,7 +91,7 @@ class Maker:
                                    *wire.listen, *plugin]
 
     def delta(self, wire, image, *more):
-        """As `nbdelta backup` starts it."""
+        """With the options of `nbdelta backup`."""
         return self.nbdkit(wire, "--threads=1", self.tools.plugin, image, "packed=on", *more)
 
     def qemu_nbd(self, image, *more, image_format="qcow2"):

@@ -188,8 +188,8 @@ def greeted(path):
 
 
 def in_turn(contenders, rounds, folder, cold, progress):
-    """{name: [Sample of each round]}: each once a round, after one round that is thrown away. In an
-    order of its own, since the memory that one leaves is what the next one gets."""
+    """{name: [Sample of each round]}: each once a round, after one round that is thrown away. The
+    order is random in each round, since the memory that one leaves is what the next one gets."""
     samples = {contender.name: [] for contender in contenders}
     for number in range(rounds + 1):
         for contender in random.sample(contenders, len(contenders)):

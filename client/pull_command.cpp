@@ -202,7 +202,7 @@ void add_transfer_options(CLI::App& command, PullOptions& options) {
       ->check(CLI::Range(1U, kMostDepth));
   command
       .add_option("--request-size", options.request_size,
-                  "bytes of one request at most; default: 1M of a packed export, else 256K")
+                  "bytes of one request at most; default: 256K; 1M from nbdkit delta")
       ->type_name("SIZE");
   command
       .add_option("--bridge", options.bridge, "gaps up to this size are read rather than skipped")

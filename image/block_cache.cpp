@@ -46,25 +46,26 @@ std::shared_ptr<BlockCache::Entry> BlockCache::find_or_add(const Key& key) {
 std::shared_ptr<BlockCache::Block> BlockCache::unused_block() const {
   std::unique_ptr<Block> block;
   {
-    const std::lock_guard lock(unused_->mutex);
-    if (unused_->blocks.empty())
-      allocate_blocks(*unused_);
-    block = std::move(unused_->blocks.back());
-    unused_->blocks.pop_back();
+    const std::lock_guard lock(pool_->mutex);
+    if (pool_->unused.empty())
+      allocate_blocks(*pool_);
+    block = std::move(pool_->unused.back());
+    pool_->unused.pop_back();
   }
-  const auto give_back = [unused = unused_](Block* unheld) {
-    const std::lock_guard lock(unused->mutex);
-    unused->blocks.emplace_back(unheld);
+  const auto give_back = [pool = pool_](Block* unheld) {
+    const std::lock_guard lock(pool->mutex);
+    pool->unused.emplace_back(unheld);
   };
   return {block.release(), give_back};
 }
 
-void BlockCache::allocate_blocks(Unused& unused) const {
+void BlockCache::allocate_blocks(Pool& pool) const {
   const std::size_t count = std::clamp<std::size_t>(kAllocated / largest_block_, 1, most_blocks());
-  unused.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(count * largest_block_));
-  for (std::size_t i = 0; i < count; ++i)
-    unused.blocks.push_back(std::make_unique<Block>(
-        Block{.memory = unused.memory.back().get() + i * largest_block_, .loaded = {}}));
+  pool.unused.reserve(pool.blocks + count);  // giving back must not fail
+  pool.memory.push_back(std::make_unique_for_overwrite<std::byte[]>(count * largest_block_));
+  for (std::size_t i = 0; i < count; ++i, ++pool.blocks)
+    pool.unused.push_back(std::make_unique<Block>(
+        Block{.memory = pool.memory.back().get() + i * largest_block_, .loaded = {}}));
 }
 
 std::shared_ptr<const BlockCache::Bytes> BlockCache::get(const Key& key, const Load& load) {

@@ -21,9 +21,9 @@ namespace nbdelta::image {
 ///    loads may outlive its place in the cache, one block a thread.
 /// 2. A block is loaded by one thread at a time; others that ask for it wait for that load.
 /// 3. A load that threw leaves nothing behind; the next asker tries again.
-/// 4. A block's memory goes to the next block, and comes from malloc for many blocks at a time:
-///    malloc's arenas (one a thread) would grow to several times the capacity where one thread
-///    frees what another allocated, and by a system call for each block.
+/// 4. A block's memory goes to the next block, never back to malloc, whose arenas (one a thread)
+///    would grow to several times the capacity where one thread frees what another allocated. It
+///    is allocated for many blocks at a time, to save system calls.
 class BlockCache {
  public:
   /// What was loaded.
@@ -63,12 +63,12 @@ class BlockCache {
     std::byte* memory = nullptr;
     Bytes loaded;
   };
-  /// The memory of all blocks, and those that nobody holds any more. Lives as long as the last
-  /// block.
-  struct Unused {
-    std::mutex mutex;  // guards all below
-    std::vector<std::unique_ptr<std::byte[]>> memory;
-    std::vector<std::unique_ptr<Block>> blocks;
+  /// Lives as long as the last block.
+  struct Pool {
+    std::mutex mutex;                                  // guards all below
+    std::vector<std::unique_ptr<std::byte[]>> memory;  // of all blocks
+    std::size_t blocks = 0;
+    std::vector<std::unique_ptr<Block>> unused;  // those that nobody holds; has room for all
   };
   using Recency = std::list<std::pair<Key, std::shared_ptr<Entry>>>;
   /// A part of the cache with a mutex of its own: threads that look for different blocks seldom
@@ -81,12 +81,12 @@ class BlockCache {
 
   std::shared_ptr<Entry> find_or_add(const Key& key);
   std::shared_ptr<Block> unused_block() const;
-  void allocate_blocks(Unused& unused) const;
+  void allocate_blocks(Pool& pool) const;
 
   const std::size_t largest_block_;
   const std::size_t blocks_of_shard_;
   std::vector<Shard> shards_;
-  const std::shared_ptr<Unused> unused_ = std::make_shared<Unused>();
+  const std::shared_ptr<Pool> pool_ = std::make_shared<Pool>();
   std::atomic<std::uint64_t> loads_{0};
 };
 

@@ -16,6 +16,8 @@ namespace nbdelta::image {
 /// How the description of every changed view's export begins. A client that sees this may take
 /// HOLE without ZERO as "unchanged"; from any other server it only means "unallocated".
 inline constexpr std::string_view kChangedViewDescription = "changed view: ";
+/// And those of its whole disks.
+inline constexpr std::string_view kWholeDiskDescription = "the disk; ";
 
 /// What an export says of its extents; docs/extents.md defines each. Reads are the disk's own.
 /// Constant; every function is safe to call from several threads.

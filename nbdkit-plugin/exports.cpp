@@ -14,7 +14,7 @@ namespace {
 constexpr std::string_view kDirtyPrefix = "dirty:";
 
 std::string changed(std::string_view how) {
-  return fmt::format("{}{}", image::kChangedViewDescription, how);
+  return fmt::format("{}{}; ", image::kChangedViewDescription, how);
 }
 
 }  // namespace
@@ -22,8 +22,8 @@ std::string changed(std::string_view how) {
 Exports::Exports(const Options& options) : disk_(image::Disk::open(options.image, options.open)) {
   const bool whole = disk_.missing_backing().empty();
   if (whole) {
-    add("", "the disk", disk_.state(), image::View::image(disk_));
-    add("image", "the disk", disk_.state(), image::View::image(disk_));
+    add("", image::kWholeDiskDescription, disk_.state(), image::View::image(disk_));
+    add("image", image::kWholeDiskDescription, disk_.state(), image::View::image(disk_));
   } else {
     warnings_.push_back(disk_.missing_backing() + "; only the export 'layer' is served");
   }
@@ -42,7 +42,7 @@ Exports::Exports(const Options& options) : disk_(image::Disk::open(options.image
 
 void Exports::add(std::string name, std::string_view description, std::uint64_t state,
                   image::View view) {
-  exports_.push_back({std::move(name), fmt::format("{}; state {:016x}", description, state), view});
+  exports_.push_back({std::move(name), fmt::format("{}state {:016x}", description, state), view});
 }
 
 /// A bitmap that cannot be used takes nothing from the rest.

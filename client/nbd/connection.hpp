@@ -52,6 +52,7 @@ struct Export {
   std::uint64_t maximum_block = 0;  // bytes of one read or write
   bool changed_view = false;        // HOLE without ZERO means unchanged
   bool packed = false;              // a changed view's, as a packed export
+  bool of_our_plugin = false;       // by its description
   bool has_allocation = false;      // base:allocation
   bool has_bitmap = false;          // the context that was asked for
   bool long_status = false;         // block status of more than 2^32-1 bytes

@@ -125,6 +125,9 @@ void Connection::learn_export() {
   export_.packed = options_.view == View::packed &&
                    export_.description.starts_with(fmt::format("{}{}", image::Packed::kDescription,
                                                                image::kChangedViewDescription));
+  export_.of_our_plugin = export_.packed ||
+                          export_.description.starts_with(image::kChangedViewDescription) ||
+                          export_.description.starts_with(image::kWholeDiskDescription);
   export_.has_allocation = nbd_can_meta_context(h, LIBNBD_CONTEXT_BASE_ALLOCATION) > 0;
   export_.has_bitmap = !options_.bitmap_context.empty() &&
                        nbd_can_meta_context(h, options_.bitmap_context.c_str()) > 0;

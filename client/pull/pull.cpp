@@ -10,12 +10,13 @@
 namespace nbdelta::client::pull {
 namespace {
 
-// What a connection has on its way, by itself: a link of 1 Gbit/s and 16 ms holds two of these.
+// What a connection has on its way, by itself, or two requests where that is more: a link of
+// 1 Gbit/s and 16 ms holds two of these.
 constexpr std::uint64_t kInFlight = kMiB;
 constexpr std::uint64_t kLeastDepth = 2;
 constexpr std::uint64_t kMostDepth = 64;
-// Only our plugin has packed exports. Others may be much slower with long ones, as qemu-nbd is.
-constexpr std::uint64_t kPackedRequest = kMiB;
+// Our plugin serves long requests faster. Others may be much slower with them, as qemu-nbd is.
+constexpr std::uint64_t kLongRequest = kMiB;
 constexpr std::uint64_t kRequest = 256 * kKiB;
 
 class Pull {
@@ -30,7 +31,7 @@ class Pull {
         counters_(counters),
         stop_(stop),
         request_size_(settings.request_size != 0 ? settings.request_size
-                      : known_.packed            ? kPackedRequest
+                      : suits_long_requests()    ? kLongRequest
                                                  : kRequest),
         work_(map, limits(), known_.packed.has_value(), settings.rate) {
     counters_.total += bytes_to_settle(map);
@@ -43,6 +44,16 @@ class Pull {
   }
 
  private:
+  /// Where runs are short, each buffer of many would take a long one's memory.
+  bool suits_long_requests() const {
+    return known_.packed || (known_.exported->of_our_plugin && mean_run() >= kLongRequest);
+  }
+
+  std::uint64_t mean_run() const {
+    return map_.bytes(image::State::data) /
+           std::max<std::uint64_t>(map_.extents(image::State::data), 1);
+  }
+
   /// No more than can be kept busy: a server complains of one that leaves as soon as it has come.
   unsigned connections() const {
     const std::uint64_t reads =
@@ -58,10 +69,8 @@ class Pull {
   unsigned depth() const {
     if (settings_.depth != 0)
       return settings_.depth;
-    const std::uint64_t extents =
-        work_.is_packed() ? 1 : std::max<std::uint64_t>(map_.extents(image::State::data), 1);
     const std::uint64_t length =
-        std::clamp(map_.bytes(image::State::data) / extents, std::uint64_t{1}, request_size_);
+        work_.is_packed() ? request_size_ : std::clamp(mean_run(), std::uint64_t{1}, request_size_);
     return static_cast<unsigned>(std::clamp(kInFlight / length, kLeastDepth, kMostDepth));
   }
 

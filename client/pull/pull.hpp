@@ -13,7 +13,7 @@ struct Settings {
   // bench/README.md, "Defaults of nbdelta pull", says why.
   unsigned connections = 2;
   unsigned depth = 0;              // on each connection; 0: as many as make 1 MiB, 2 to 64
-  std::uint64_t request_size = 0;  // 0: 1 MiB of a packed export, 256 KiB of a disk
+  std::uint64_t request_size = 0;  // 0: 256 KiB; 1 MiB of long runs of our plugin
   std::uint64_t bridge = 16 * kKiB;
   std::uint64_t rate = 0;  // bytes a second; 0: no limit
   nbd::RetryPolicy retry;

@@ -1,5 +1,6 @@
 // Real servers, every kind of target, compared with what QEMU's tools read.
 
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <sys/stat.h>
 
@@ -240,6 +241,24 @@ TEST(Pull, BridgesSmallGapsAndWritesThemAsWhatTheyAre) {
   EXPECT_EQ(number(bridged.at("requests")), 2U);
   EXPECT_EQ(difference(folder / "a.raw", "raw", from.uri(), "raw"), "");
   EXPECT_EQ(difference(folder / "b.raw", "raw", from.uri(), "raw"), "");
+}
+
+/// Where its runs are long; others get 256 KiB.
+TEST(Pull, LongRequestsAreForOurPlugin) {
+  const TempFolder folder;
+  create_image(folder / "long.raw", "raw", 8 * kMiB);
+  qemu_io(folder / "long.raw", "raw", {"write -q -P 1 0 8M"});
+  create_image(folder / "short.qcow2", "qcow2", 8 * kMiB);
+  std::vector<std::string> commands;
+  for (int i = 0; i < 64; ++i)
+    commands.push_back(fmt::format("write -q -P 7 {}k 64k", i * 128));
+  qemu_io(folder / "short.qcow2", "qcow2", commands);
+  const auto requests = [](const NbdServer& server) {
+    return pulled({server.uri(), "null:", "--bridge", "64K"}).at("requests").to_number<unsigned>();
+  };
+  EXPECT_EQ(requests(NbdServer::delta({folder / "long.raw", "format=raw"})), 8U);
+  EXPECT_EQ(requests(NbdServer::nbdkit("file", {folder / "long.raw"})), 32U);
+  EXPECT_EQ(requests(NbdServer::delta({folder / "short.qcow2"})), 32U);
 }
 
 TEST(Pull, IntoANbdServerWithLargerBlocks) {

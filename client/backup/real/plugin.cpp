@@ -9,6 +9,7 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <filesystem>
 #include <fstream>
@@ -107,13 +108,18 @@ void end_process(std::int64_t process_id) {
     ::unlink(socket.c_str());
 }
 
-/// One for each connection of ours serves faster than nbdkit's 16, which wake each other, since the
-/// plugin announces what comes next (bench/README.md). FUSE may read past the page cache: there
-/// reads at the same time are all that helps.
-bool one_thread_suffices(const ServeRequest& request) {
+bool is_on_fuse(const std::string& path) {
   struct statfs status {};
-  return request.lifetime == Lifetime::session &&
-         ::statfs(request.image.c_str(), &status) == 0 && status.f_type != kFuse;
+  return ::statfs(path.c_str(), &status) == 0 && status.f_type == kFuse;
+}
+
+/// Our own pulls are served faster by one thread for each connection than by nbdkit's 16, which
+/// wake each other (bench/README.md); nothing waits for the storage, since the plugin announces
+/// what comes next. Not so on FUSE, which may read past the page cache: there only reads at the
+/// same time help.
+bool one_thread_suffices(const ServeRequest& request) {
+  return request.lifetime == Lifetime::session && !is_on_fuse(request.image) &&
+         std::none_of(request.backing.begin(), request.backing.end(), is_on_fuse);
 }
 
 class PluginServer final : public Server {
