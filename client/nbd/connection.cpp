@@ -247,19 +247,19 @@ void Connection::wait_for(Wait type) {
 
 /// Asio may report readiness that is over by now, and libnbd 1.14 must not be told what is not
 /// true: a read that finds nothing in the middle of a write makes it forget to go on writing. So
-/// ask again.
+/// ask again. libnbd takes what one recv(2) gives, with TLS 16 KiB; the next may be there already.
 void Connection::on_ready() {
   if (lost())
     return;
   last_progress_ = std::chrono::steady_clock::now();
-  const unsigned ready = ready_direction();
-  int result = 0;
-  if (ready == LIBNBD_AIO_DIRECTION_READ)
-    result = nbd_aio_notify_read(handle_.get());
-  else if (ready == LIBNBD_AIO_DIRECTION_WRITE)
-    result = nbd_aio_notify_write(handle_.get());
-  if (result == -1)
-    lose(libnbd_error());
+  unsigned ready = ready_direction();
+  while (ready != 0) {
+    const int result = ready == LIBNBD_AIO_DIRECTION_READ ? nbd_aio_notify_read(handle_.get())
+                                                          : nbd_aio_notify_write(handle_.get());
+    if (result == -1)
+      lose(libnbd_error());
+    ready = lost() || !done_.empty() ? 0 : ready_direction();
+  }
   after_progress();
 }
 
