@@ -2,7 +2,9 @@
 
 #include <fcntl.h>
 #include <linux/fs.h>
+#include <linux/magic.h>
 #include <sys/ioctl.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -40,6 +42,12 @@ std::uint64_t File::size() const {
   if (::ioctl(fd(), BLKGETSIZE64, &bytes) != 0)
     fail_errno("{}: cannot tell the block device's size", name_);
   return bytes;
+}
+
+bool File::is_in_memory() const noexcept {
+  struct statfs facts {};
+  return ::fstatfs(fd(), &facts) == 0 &&
+         (facts.f_type == TMPFS_MAGIC || facts.f_type == RAMFS_MAGIC);
 }
 
 std::size_t File::read_at(std::span<std::byte> out, std::uint64_t offset) const {

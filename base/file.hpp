@@ -53,6 +53,9 @@ class File {
   /// Bytes that can be read: the file's length, or the block device's.
   std::uint64_t size() const;
 
+  /// Whether it is on tmpfs or ramfs, so that no device is ever waited for (but for swap).
+  bool is_in_memory() const noexcept;
+
   /// Reads until `out` is full or the file ends; returns the bytes read.
   std::size_t read_at(std::span<std::byte> out, std::uint64_t offset) const;
 

@@ -176,6 +176,7 @@ void DirtyBitmap::for_each_extent(std::uint64_t offset, std::uint64_t length,
                                   const ExtentSink& sink) const {
   const std::uint64_t end = offset + length;
   const std::uint64_t covered = header_->cluster_size() * 8 * info_.granularity;
+  MetadataWindow window;
   while (offset < end) {
     const std::uint64_t index = offset / covered;
     const auto entries = metadata_->entries(info_.table_offset + index * sizeof(be64),
@@ -183,7 +184,7 @@ void DirtyBitmap::for_each_extent(std::uint64_t offset, std::uint64_t length,
     for (std::size_t i = 0; i < entries.size() && offset < end; ++i) {
       const std::uint64_t start = (index + i) * covered;
       const std::uint64_t part_end = std::min(end - start, covered) + start;
-      if (!walk_table_entry(entries[i], start, offset, part_end, sink))
+      if (!walk_table_entry(entries[i], start, offset, part_end, window, sink))
         return;
       offset = part_end;
     }
@@ -192,7 +193,8 @@ void DirtyBitmap::for_each_extent(std::uint64_t offset, std::uint64_t length,
 
 /// [from, to) is what the caller wants of the part of the disk that begins at `start`.
 bool DirtyBitmap::walk_table_entry(std::uint64_t entry, std::uint64_t start, std::uint64_t from,
-                                   std::uint64_t to, const ExtentSink& sink) const {
+                                   std::uint64_t to, MetadataWindow& window,
+                                   const ExtentSink& sink) const {
   const std::uint64_t host = entry & kOffsetMask;
   if (host == 0 && (entry & kTableReservedBits) == 0) {
     const State state = (entry & kBitmapAllOnes) != 0 ? State::data : State::unchanged;
@@ -202,19 +204,19 @@ bool DirtyBitmap::walk_table_entry(std::uint64_t entry, std::uint64_t start, std
   const std::uint64_t granularity = info_.granularity;
   const std::uint64_t last_bit = div_round_up(to - start, granularity);
   for (std::uint64_t bit = (from - start) / granularity; bit < last_bit;) {
-    // Whole words, so that a word never lies across two blocks of the cache.
+    // Whole words, so that a word never lies across two windows.
     const std::uint64_t first_byte = bit / 64 * 8;
-    const auto view = metadata_->bytes(
-        host + first_byte, round_up(div_round_up(last_bit, 8), 8) - first_byte, "bitmap data");
+    const auto view =
+        metadata_->bytes(host + first_byte, round_up(div_round_up(last_bit, 8), 8) - first_byte,
+                         "bitmap data", window);
     const std::uint64_t base = first_byte * 8;
-    const std::uint64_t block_end = std::min(base + view.bytes.size() * 8, last_bit);
+    const std::uint64_t block_end = std::min(base + view.size() * 8, last_bit);
     if (block_end <= bit)
       fail(EIO, "{}: bitmap '{}': its data at {:#x} is past the end of the file ({:#x})",
            metadata_->file().name(), info_.name, host + bit / 8, metadata_->file_size());
     while (bit < block_end) {
-      const bool set = (view.bytes[(bit - base) / 8] >> (bit % 8) & std::byte{1}) != std::byte{0};
-      const std::uint64_t next =
-          base + end_of_equal_bits(view.bytes, bit - base, block_end - base, set);
+      const bool set = (view[(bit - base) / 8] >> (bit % 8) & std::byte{1}) != std::byte{0};
+      const std::uint64_t next = base + end_of_equal_bits(view, bit - base, block_end - base, set);
       const std::uint64_t extent_start = std::max(from, start + bit * granularity);
       const std::uint64_t extent_end = std::min(to, start + next * granularity);
       if (!sink({.offset = extent_start,

@@ -11,7 +11,7 @@
 namespace nbdelta::image {
 
 /// A persistent dirty bitmap of a qcow2 image (qcow2 specification, "Bitmaps extension"). Its
-/// contents are read from the file as they are asked for, through the disk's metadata cache.
+/// contents are read from the file as they are asked for.
 class DirtyBitmap {
  public:
   /// One entry of the bitmap directory.
@@ -36,7 +36,7 @@ class DirtyBitmap {
 
  private:
   bool walk_table_entry(std::uint64_t entry, std::uint64_t start, std::uint64_t from,
-                        std::uint64_t to, const ExtentSink& sink) const;
+                        std::uint64_t to, MetadataWindow& window, const ExtentSink& sink) const;
   void check_table_entry(std::uint64_t entry, std::uint64_t guest) const;
 
   Info info_;

@@ -37,6 +37,12 @@ std::vector<Disk::OpenFile> files_of(const Chain& chain) {
   return files;
 }
 
+bool are_in_memory(const Chain& chain) {
+  return std::all_of(chain.layers.begin(), chain.layers.end(), [](const LayerFiles& layer) {
+    return layer.image.is_in_memory() && (!layer.data || layer.data.is_in_memory());
+  });
+}
+
 std::uint64_t state_of(const std::vector<Disk::OpenFile>& files) {
   std::vector<std::uint64_t> facts;
   for (const auto& [name, status] : files) {
@@ -82,6 +88,7 @@ Disk Disk::open(const std::string& path, const OpenOptions& options) {
   disk.missing_backing_ = std::move(chain.missing_backing);
   disk.files_ = files_of(chain);
   disk.state_ = state_of(disk.files_);
+  disk.in_memory_ = are_in_memory(chain);
   disk.caches_ = std::make_unique<Caches>(largest_cluster(chain));
   for (LayerFiles& files : chain.layers) {
     if (files.header) {
@@ -114,10 +121,20 @@ const Qcow2Layer* Disk::qcow2() const {
 }
 
 void Disk::read(std::span<std::byte> out, std::uint64_t offset) const {
-  read_layer(0, out, offset);
+  read_layer(0, out, offset, [this](std::size_t depth, auto... range) {
+    return layers_[depth]->run_to_read_at(range...);
+  });
 }
 
-void Disk::read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset) const {
+void Disk::read(std::span<std::byte> out, std::uint64_t offset, Walk& walk) const {
+  read_layer(0, out, offset, [&](std::size_t depth, auto... range) {
+    return layers_[depth]->run_to_read_at(range..., walk[depth]);
+  });
+}
+
+template <class RunAt>
+void Disk::read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset,
+                      const RunAt& run_at) const {
   if (depth == layers_.size()) {
     if (!missing_backing_.empty())
       fail(EACCES, "guest offset {:#x} is in a backing file: {}", offset, missing_backing_);
@@ -127,11 +144,11 @@ void Disk::read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t
   const Layer& layer = *layers_[depth];
   while (!out.empty() && offset < layer.size()) {
     const std::uint64_t limit = std::min<std::uint64_t>(out.size(), layer.size() - offset);
-    const Run run = layer.run_to_read_at(offset, limit);
+    const Run run = run_at(depth, offset, limit);
     const std::span<std::byte> part = out.first(run.length);
     switch (run.allocation) {
       case Allocation::unallocated:
-        read_layer(depth + 1, part, offset);
+        read_layer(depth + 1, part, offset, run_at);
         break;
       case Allocation::zero:
         std::memset(part.data(), 0, part.size());
@@ -197,19 +214,20 @@ bool Disk::walk(std::size_t depth, std::uint64_t offset, std::uint64_t length, W
   return offset >= end || sink({.offset = offset, .length = end - offset, .state = State::hole});
 }
 
-void Disk::will_need(std::uint64_t offset, std::uint64_t length) const {
-  will_need_of_layer(0, offset, offset + length);
+void Disk::will_need(std::uint64_t offset, std::uint64_t length, Walk& walk) const {
+  will_need_of_layer(0, offset, offset + length, walk);
 }
 
-void Disk::will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end) const {
+void Disk::will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end,
+                              Walk& walk) const {
   if (depth == layers_.size())
     return;
   const Layer& layer = *layers_[depth];
   end = std::min(end, layer.size());
   while (offset < end) {
-    const Run run = layer.run_to_read_at(offset, end - offset);
+    const Run run = layer.run_to_read_at(offset, end - offset, walk[depth]);
     if (run.allocation == Allocation::unallocated)
-      will_need_of_layer(depth + 1, offset, offset + run.length);
+      will_need_of_layer(depth + 1, offset, offset + run.length, walk);
     else
       layer.will_need(run);
     offset += run.length;

@@ -82,13 +82,17 @@ class Disk {
   /// in a backing file that is not open.
   void read(std::span<std::byte> out, std::uint64_t offset) const;
 
+  /// What somebody who goes on through the disk keeps of its tables, for calls whose offsets
+  /// ascend.
+  using Walk = std::vector<LayerWalk>;
+  Walk new_walk() const { return Walk(layers_.size()); }
+
+  /// The same for a walk, past the cache of tables.
+  void read(std::span<std::byte> out, std::uint64_t offset, Walk& walk) const;
+
   /// Allocation through the chain: data, zero, or hole where no layer says anything.
   /// Requires missing_backing() to be empty and offset + length <= size().
   void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink) const;
-
-  /// For many calls of the next one whose offsets ascend.
-  using Walk = std::vector<LayerWalk>;
-  Walk new_walk() const { return Walk(layers_.size()); }
   void for_each_extent(std::uint64_t offset, std::uint64_t length, Walk& walk,
                        const ExtentSink& sink) const;
 
@@ -103,23 +107,31 @@ class Disk {
   /// does.
   Place place_at(std::uint64_t offset, std::uint64_t limit, Walk& walk) const;
 
+  /// Whether all of it is: announcing would be in vain.
+  bool is_in_memory() const { return in_memory_; }
+
   /// Tells the kernel that [offset, offset + length) will be read soon. Throws Error where a table
   /// that leads there is damaged or cannot be read.
-  void will_need(std::uint64_t offset, std::uint64_t length) const;
+  void will_need(std::uint64_t offset, std::uint64_t length, Walk& walk) const;
 
  private:
   class Caches;
   Disk();
   bool walk(std::size_t depth, std::uint64_t offset, std::uint64_t length, Walk& walks,
             const ExtentSink& sink) const;
-  void will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end) const;
-  void read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset) const;
+  void will_need_of_layer(std::size_t depth, std::uint64_t offset, std::uint64_t end,
+                          Walk& walk) const;
+  /// `run_at(depth, offset, limit)` finds what to read.
+  template <class RunAt>
+  void read_layer(std::size_t depth, std::span<std::byte> out, std::uint64_t offset,
+                  const RunAt& run_at) const;
 
   std::unique_ptr<Caches> caches_;
   std::vector<std::unique_ptr<Layer>> layers_;
   std::vector<OpenFile> files_;
   std::string missing_backing_;
   std::uint64_t state_ = 0;
+  bool in_memory_ = false;
 };
 
 }  // namespace nbdelta::image

@@ -9,47 +9,48 @@
 
 namespace nbdelta::image {
 
-MetadataReader::View MetadataReader::bytes(std::uint64_t offset, std::uint64_t length,
-                                           std::string_view table) const {
+MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint64_t count,
+                                                std::string_view table) const {
   const std::uint64_t start = round_down(offset, kBlock);
   auto block = cache_->get({.source = source_, .offset = start}, [&](std::span<std::byte> fresh) {
     return file_->read_at(fresh.first(kBlock), start);
   });
   const std::uint64_t skip = offset - start;
-  if (skip >= block->size())
-    fail(EIO, "{}: {} at {:#x} is past the end of the file ({:#x})", file_->name(), table, offset,
-         file_size_);
-  const std::uint64_t usable = std::min<std::uint64_t>(block->size() - skip, length);
-  const std::span<const std::byte> view(block->data() + skip, usable);
-  return {std::move(block), view};
-}
-
-MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint64_t count,
-                                                std::string_view table) const {
-  const std::uint64_t wanted = std::min<std::uint64_t>(count, kBlock / sizeof(be64));
-  View view = bytes(offset, wanted * sizeof(be64), table);
-  if (view.bytes.size() < sizeof(be64))
-    fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
-         offset, file_size_);
+  if (skip + sizeof(be64) > block->size())
+    refuse_past_end(offset, table);
   Entries entries;
-  entries.bytes_ = view.bytes.data();
-  entries.count_ = view.bytes.size() / sizeof(be64);
-  entries.block_ = std::move(view.block);
+  entries.bytes_ = block->data() + skip;
+  entries.count_ = std::min<std::uint64_t>((block->size() - skip) / sizeof(be64), count);
+  entries.block_ = std::move(block);
   return entries;
 }
 
 MetadataReader::Entries MetadataReader::entries(std::uint64_t offset, std::uint64_t count,
                                                 std::string_view table,
                                                 MetadataWindow& window) const {
-  if (offset < window.begin_ || offset + sizeof(be64) > window.end_)
-    move_window(window, offset, count * sizeof(be64));
-  if (offset + sizeof(be64) > window.end_)  // the file may be shorter than it was
-    fail(EIO, "{}: {} at {:#x} is cut off by the end of the file ({:#x})", file_->name(), table,
-         offset, file_size_);
+  const auto view = bytes(offset, count * sizeof(be64), table, window);
+  if (view.size() < sizeof(be64))
+    refuse_past_end(offset, table);
   Entries entries;
-  entries.bytes_ = window.bytes_.data() + (offset - window.begin_);
-  entries.count_ = std::min<std::uint64_t>((window.end_ - offset) / sizeof(be64), count);
+  entries.bytes_ = view.data();
+  entries.count_ = view.size() / sizeof(be64);
   return entries;
+}
+
+std::span<const std::byte> MetadataReader::bytes(std::uint64_t offset, std::uint64_t length,
+                                                 std::string_view table,
+                                                 MetadataWindow& window) const {
+  if (offset < window.begin_ || offset >= window.end_)
+    move_window(window, offset, length);
+  if (offset >= window.end_)  // the file may be shorter than it was
+    refuse_past_end(offset, table);
+  const std::size_t skip = offset - window.begin_;
+  return std::span(window.bytes_).subspan(skip, std::min(window.end_ - offset, length));
+}
+
+void MetadataReader::refuse_past_end(std::uint64_t offset, std::string_view table) const {
+  fail(EIO, "{}: {} at {:#x} is past the end of the file ({:#x})", file_->name(), table, offset,
+       file_size_);
 }
 
 void MetadataReader::will_need(std::uint64_t offset) const noexcept {

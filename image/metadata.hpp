@@ -69,17 +69,16 @@ class MetadataReader {
   Entries entries(std::uint64_t offset, std::uint64_t count, std::string_view table,
                   MetadataWindow& window) const;
 
-  /// Bytes [offset, offset + length), cut where a block ends; at least one byte.
-  struct View {
-    std::shared_ptr<const BlockCache::Bytes> block;
-    std::span<const std::byte> bytes;
-  };
-  View bytes(std::uint64_t offset, std::uint64_t length, std::string_view table) const;
+  /// Bytes [offset, offset + length), cut where the window ends; at least one byte. As before,
+  /// valid until the window is used again.
+  std::span<const std::byte> bytes(std::uint64_t offset, std::uint64_t length,
+                                   std::string_view table, MetadataWindow& window) const;
 
   /// Tells the kernel that the block of this offset will be read soon.
   void will_need(std::uint64_t offset) const noexcept;
 
  private:
+  [[noreturn]] void refuse_past_end(std::uint64_t offset, std::string_view table) const;
   void move_window(MetadataWindow& window, std::uint64_t offset, std::uint64_t length) const;
 
   const File* file_;

@@ -112,13 +112,14 @@ void Packed::read_data(std::span<std::byte> out, std::uint64_t offset) const {
   if (out.empty())
     return;
   auto cursor = map_.at_data(offset);
+  Disk::Walk walk = disk_->new_walk();
   std::uint64_t inside = offset - cursor.data_before();
   for (; !out.empty(); cursor.next()) {
     const Extent& run = cursor.extent();
     if (run.state != State::data)
       continue;
     const auto part = out.first(std::min<std::uint64_t>(out.size(), run.length - inside));
-    disk_->read(part, run.offset + inside);
+    disk_->read(part, run.offset + inside, walk);
     out = out.subspan(part.size());
     inside = 0;
   }

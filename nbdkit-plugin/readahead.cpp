@@ -15,7 +15,7 @@ constexpr std::uint64_t kSearch = 4 * kGiB;
 
 void Readahead::before_read(const image::Disk& disk, const Extents& extents, std::uint64_t offset,
                             std::uint64_t length) noexcept {
-  if (size_ == 0)
+  if (size_ == 0 || disk.is_in_memory())
     return;
   const std::unique_lock lock(mutex_, std::try_to_lock);
   if (!lock.owns_lock())
@@ -44,12 +44,13 @@ void Readahead::announce_more(const image::Disk& disk, const Extents& extents) {
   const std::uint64_t end = std::min(disk.size(), frontier_ + kSearch);
   if (frontier_ >= end)
     return;
+  image::Disk::Walk walk = disk.new_walk();
   extents(frontier_, end - frontier_, [&](const image::Extent& extent) {
     const bool is_read = extent.state == image::State::data;
     const std::uint64_t length = is_read ? std::min(extent.length, size_) : extent.length;
     frontier_ = extent.offset + length;
     if (is_read) {
-      disk.will_need(extent.offset, length);
+      disk.will_need(extent.offset, length, walk);
       ahead_ += length;
     }
     return ahead_ < size_;

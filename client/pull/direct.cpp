@@ -85,7 +85,8 @@ class DirectWorker {
   }
 
   asio::awaitable<void> move(std::uint64_t offset, std::uint64_t end) {
-    if (end - offset >= kLongRun && longest_copy_ >= kLongRun)  // a low rate is the disk's, too
+    // A low rate is the disk's, too.
+    if (end - offset >= kLongRun && longest_copy_ >= kLongRun && !disk_.is_in_memory())
       announce(offset, end);
     while (offset < end) {
       std::uint64_t length = copy(offset, end - offset);
@@ -110,7 +111,7 @@ class DirectWorker {
         is_read = known == nullptr || is_copied_through_page_cache(*known);
       }
       if (is_read || !kernel_copies_)
-        disk_.will_need(offset, place.length);
+        disk_.will_need(offset, place.length, announced_);
       offset += place.length;
     }
   }
@@ -142,7 +143,7 @@ class DirectWorker {
   asio::awaitable<void> read_and_write(std::uint64_t offset, std::uint64_t length) {
     throttle(length);
     const auto data = std::span(buffer_).first(length);
-    disk_.read(data, offset);
+    disk_.read(data, offset, walk_);
     counters_.read += length;
     ++counters_.requests;
     co_await writer_->write(data, offset);

@@ -32,7 +32,10 @@ class Exerciser {
       walk(View::image(disk_));
       walk_bitmaps();
     }
-    attempt([&] { disk_.will_need(0, disk_.size()); });
+    attempt([&] {
+      image::Disk::Walk tables = disk_.new_walk();
+      disk_.will_need(0, disk_.size(), tables);
+    });
     read_through();
   }
 
@@ -103,7 +106,11 @@ class Exerciser {
 
   std::vector<std::byte> read(std::uint64_t offset, std::uint64_t length) {
     std::vector<std::byte> bytes(length, std::byte{0xa5});
+    std::vector<std::byte> of_a_walk(length, std::byte{0x5a});
+    image::Disk::Walk tables = disk_.new_walk();
     disk_.read(bytes, offset);
+    disk_.read(of_a_walk, offset, tables);
+    invariant(bytes == of_a_walk, "a walk reads the same");
     result_.bytes_read += length;
     if (offset < contents_.size()) {
       const std::uint64_t known = std::min<std::uint64_t>(length, contents_.size() - offset);

@@ -50,7 +50,8 @@ bool knows_direct(const std::string& path) {
   return FileDescriptor(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_DIRECT)).get() >= 0;
 }
 
-/// The whole disk, read by several threads in pieces of random lengths and in a random order.
+/// The whole disk, read by several threads in pieces of random lengths and in a random order, each
+/// second one on a walk.
 Bytes read_in_pieces(const Disk& disk, Random& random) {
   Bytes contents(disk.size(), std::byte{0xa5});
   std::vector<std::span<std::byte>> pieces;
@@ -65,8 +66,14 @@ Bytes read_in_pieces(const Disk& disk, Random& random) {
   std::string error;  // guarded by `mutex`
   const auto read_some = [&] {
     try {
-      for (std::size_t i = next++; i < pieces.size(); i = next++)
-        disk.read(pieces[i], static_cast<std::uint64_t>(pieces[i].data() - contents.data()));
+      Disk::Walk walk = disk.new_walk();
+      for (std::size_t i = next++; i < pieces.size(); i = next++) {
+        const auto offset = static_cast<std::uint64_t>(pieces[i].data() - contents.data());
+        if (i % 2 == 0)
+          disk.read(pieces[i], offset);
+        else
+          disk.read(pieces[i], offset, walk);
+      }
     } catch (const std::exception& problem) {
       const std::lock_guard lock(mutex);
       error = problem.what();

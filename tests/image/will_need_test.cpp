@@ -61,7 +61,8 @@ TEST(WillNeed, AnnouncesEveryLayersOwnPart) {
   const File overlay = forgotten(folder / "overlay");
   const File backing = forgotten(folder / "backing");
 
-  disk.will_need(0, disk.size());
+  Disk::Walk walk = disk.new_walk();
+  disk.will_need(0, disk.size(), walk);
   for (const std::uint64_t offset : {4 * kMiB, 24 * kMiB}) {
     const image::Run run = disk.layer(0).run_at(offset, kMiB);
     ASSERT_EQ(run.allocation, Allocation::data);
@@ -85,7 +86,8 @@ TEST(WillNeed, AnnouncesAllOfALongRange) {
     const Disk disk = Disk::open(folder / "mounted/disk",
                                  {.format = image::Format::raw, .permitted_folders = {}});
     const File file = forgotten(folder / "mounted/disk");
-    disk.will_need(0, disk.size());
+    Disk::Walk walk = disk.new_walk();
+    disk.will_need(0, disk.size(), walk);
     EXPECT_TRUE(comes_into_memory(file, 0));
     EXPECT_TRUE(comes_into_memory(file, 15 * kMiB));
   }
