@@ -281,9 +281,11 @@ Qcow2Overlay::Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t
   header_ = layout.header(map.size(), backing);
   file.resize(0);
   file.resize(layout.total() * cluster_size);
-  layout.write_refcounts(file);
-  layout.write_l1(file, map);
-  layout.write_l2(file, map);
+  tables_ = std::async(std::launch::async | std::launch::deferred, [layout, &file, &map] {
+    layout.write_refcounts(file);
+    layout.write_l1(file, map);
+    layout.write_l2(file, map);
+  });
 }
 
 std::uint64_t Qcow2Overlay::file_size(const ExtentMap& map, std::uint64_t cluster_size) {
@@ -328,6 +330,7 @@ bool Qcow2Overlay::copy_from(const File& from, std::uint64_t from_offset, std::u
 }
 
 void Qcow2Overlay::finish() const {
+  tables_.get();
   file_->sync();
   file_->write_at(std::as_bytes(std::span(header_)), 0);
   file_->sync();

@@ -2,6 +2,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <future>
 #include <span>
 #include <string>
 
@@ -19,9 +20,9 @@ struct Backing {
 };
 
 /// Writes a new qcow2 image (version 3, 16-bit refcounts) whose allocated clusters are known
-/// beforehand: every cluster's place is settled and L1, L2 and refcounts are written first; then
-/// data is filled in from any thread in any order; the header goes last, so that an unfinished file
-/// is no qcow2 image.
+/// beforehand: every cluster's place is settled first; then data is filled in from any thread in
+/// any order, while one of its own writes L1, L2 and refcounts; the header goes last, so that an
+/// unfinished file is no qcow2 image.
 ///
 /// Clusters of the map in state `data` are allocated, one after the other in guest order; `zero`
 /// become zero clusters; `unchanged` and `hole` stay unallocated.
@@ -31,9 +32,10 @@ class Qcow2Overlay {
   /// `unchanged` extents with finer bounds and the L1 table stays within QEMU's limit (32 MiB).
   static std::uint64_t suitable_cluster_size(const ExtentMap& map);
 
-  /// Writes the tables. `file` is open for reading and writing and is truncated; `map` must have
-  /// been widened to `cluster_size` (widen_to_clusters) and outlive the object. A virtual size that
-  /// is no multiple of 512 is rounded up in the header, as QEMU would otherwise cut the tail.
+  /// Begins to write the tables. `file` is open for reading and writing and is truncated; `map` must
+  /// have been widened to `cluster_size` (widen_to_clusters); both must outlive the object. A
+  /// virtual size that is no multiple of 512 is rounded up in the header, as QEMU would otherwise
+  /// cut the tail.
   Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t cluster_size,
                const Backing& backing);
 
@@ -48,7 +50,8 @@ class Qcow2Overlay {
   bool copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
                  std::uint64_t offset) const;
 
-  /// Once everything was written: fsync, header, fsync.
+  /// Once everything was written: fsync, header, fsync. Throws Error, also where the tables could
+  /// not be written.
   void finish() const;
 
   /// Length of the finished file, for a map that has been widened to `cluster_size`.
@@ -66,6 +69,7 @@ class Qcow2Overlay {
   const ExtentMap* map_;
   std::uint64_t data_start_ = 0;  // host offset of the first data cluster
   std::string header_;            // the first cluster, up to its used length
+  std::shared_future<void> tables_;
 };
 
 }  // namespace nbdelta::image

@@ -1,10 +1,7 @@
-#include <unistd.h>
-
-#include <chrono>
 #include <filesystem>
-#include <thread>
 
 #include "tests/nbdkit-plugin/plugin_test.hpp"
+#include "tests/support/fuse_mount.hpp"
 #include "tests/support/random.hpp"
 
 namespace nbdelta::testing {
@@ -31,19 +28,13 @@ TEST_F(Clients, QemuIoReads) {
 }
 
 TEST_F(Clients, NbdfuseShowsTheDisk) {
-  if (::access("/dev/fuse", R_OK | W_OK) != 0)
+  if (!FuseMount::is_possible())
     GTEST_SKIP() << "no access to /dev/fuse";
   make_changed_disk();
   const NbdServer server = NbdServer::delta({disk});
-  const std::string mount = folder / "mount";
-  fs::create_directory(mount);
-  Background fuse({"nbdfuse", mount, server.uri()});
-  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(20);
-  while (!fs::exists(mount + "/nbd") && std::chrono::steady_clock::now() < deadline)
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  EXPECT_EQ(difference(disk, "qcow2", mount + "/nbd", "raw"), "");
-  run_ok({"fusermount3", "-u", mount});
-  EXPECT_TRUE(fuse.wait(std::chrono::seconds(20)));
+  FuseMount mount(server.uri());
+  EXPECT_EQ(difference(disk, "qcow2", mount.file(), "raw"), "");
+  mount.unmount();
 }
 
 /// Checks that previous.qcow2 under `incremental` is the disk, and returns the bytes that the

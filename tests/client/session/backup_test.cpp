@@ -6,6 +6,8 @@
 #include "tests/client/session/processes.hpp"
 #include "tests/client/session/qmp_tap.hpp"
 #include "tests/client/session/session_test.hpp"
+#include "tests/support/fuse_mount.hpp"
+#include "tests/support/nbd_server.hpp"
 
 namespace nbdelta::testing {
 namespace {
@@ -232,6 +234,23 @@ exec "$nbdkit" "$@")");
   run_ok(points.command("begin", {"--quiesce", "no"}), nbdkit.options());
   run_ok(points.command("end", {"--failure"}));
   EXPECT_EQ(count(text_of_file(nbdkit.folder() + "/arguments"), "--threads"), 1U);
+}
+
+/// There the plugin announces in vain, and only reads at the same time help.
+TEST(Backup, IsServedByNbdkitsOwnThreadsWhereTheImageIsOnFuse) {
+  if (!FuseMount::is_possible())
+    GTEST_SKIP() << "no access to /dev/fuse";
+  const TempFolder folder;
+  create_image(folder / "golden.qcow2", "qcow2", 32 << 20);
+  qemu_io(folder / "golden.qcow2", "qcow2", {"write -P 3 1M 5M"});
+  const NbdServer golden = NbdServer::nbdkit("file", {folder / "golden.qcow2"}, {"--readonly"});
+  const FuseMount mount(golden.uri());
+  Machine machine({{.name = "vda", .backing = mount.file()}});
+  Points points(machine);
+  const NbdkitInstead nbdkit(R"(echo "$@" >>"$folder/arguments"
+exec "$nbdkit" "$@")");
+  run_ok(points.command("backup", {"--quiesce", "no"}), nbdkit.options());
+  EXPECT_THAT(text_of_file(nbdkit.folder() + "/arguments"), Not(HasSubstr("--threads")));
 }
 
 TEST(Backup, DryRunTouchesNothing) {
