@@ -32,8 +32,8 @@ class Qcow2Overlay {
   /// `unchanged` extents with finer bounds and the L1 table stays within QEMU's limit (32 MiB).
   static std::uint64_t suitable_cluster_size(const ExtentMap& map);
 
-  /// Begins to write the tables. `file` is open for reading and writing and is truncated; `map` must
-  /// have been widened to `cluster_size` (widen_to_clusters); both must outlive the object. A
+  /// Begins to write the tables. `file` is open for reading and writing and is truncated; `map`
+  /// must have been widened to `cluster_size` (widen_to_clusters); both must outlive the object. A
   /// virtual size that is no multiple of 512 is rounded up in the header, as QEMU would otherwise
   /// cut the tail.
   Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t cluster_size,
