@@ -45,7 +45,7 @@ std::span<const std::byte> MetadataReader::bytes(std::uint64_t offset, std::uint
   if (offset >= window.end_)  // the file may be shorter than it was
     refuse_past_end(offset, table);
   const std::size_t skip = offset - window.begin_;
-  return std::span(window.bytes_).subspan(skip, std::min(window.end_ - offset, length));
+  return {window.bytes_.get() + skip, std::min(window.end_ - offset, length)};
 }
 
 void MetadataReader::refuse_past_end(std::uint64_t offset, std::string_view table) const {
@@ -65,10 +65,14 @@ void MetadataReader::move_window(MetadataWindow& window, std::uint64_t offset,
   const std::uint64_t most =
       goes_on ? std::min<std::uint64_t>(2 * (start - window.begin_), kLongestRead) : kBlock;
   window.begin_ = window.end_ = 0;  // nothing, where reading fails
-  window.bytes_.resize(std::min(most, round_up(offset + length, kBlock) - start));
-  window.bytes_.resize(file_->read_at(window.bytes_, start));
+  const std::size_t wanted = std::min(most, round_up(offset + length, kBlock) - start);
+  if (wanted > window.room_) {
+    window.bytes_ = std::make_unique_for_overwrite<std::byte[]>(wanted);
+    window.room_ = wanted;
+  }
+  const std::size_t got = file_->read_at({window.bytes_.get(), wanted}, start);
   window.begin_ = start;
-  window.end_ = start + window.bytes_.size();
+  window.end_ = start + got;
 }
 
 }  // namespace nbdelta::image

@@ -2,8 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string_view>
-#include <vector>
 
 #include "base/big_endian.hpp"
 #include "base/file.hpp"
@@ -17,7 +18,8 @@ class MetadataWindow {
   friend class MetadataReader;
   std::uint64_t begin_ = 0;  // bytes [begin_, end_) of the file
   std::uint64_t end_ = 0;
-  std::vector<std::byte> bytes_;
+  std::unique_ptr<std::byte[]> bytes_;
+  std::size_t room_ = 0;  // of bytes_
 };
 
 /// Reads tables (L1, L2, bitmaps) of one image file through a cache of aligned blocks of the file,

@@ -18,14 +18,15 @@ bool begins_with_magic(std::span<const std::byte> bytes) {
 using namespace qcow2;
 
 /// The largest first cluster.
-constexpr std::size_t kMostHeaderBytes = std::size_t{1} << kMaxClusterBits;
+constexpr std::uint64_t kLargestCluster = std::uint64_t{1} << kMaxClusterBits;
+constexpr std::size_t kHeaderBytes = 4096;  // read first: fixed fields, and mostly all the rest
 
 class HeaderParser {
  public:
   explicit HeaderParser(const File& file) : file_(file), file_size_(file.size()) {}
 
   Qcow2Header parse() {
-    read_first_cluster();
+    read_fixed_fields();
     parse_geometry();
     parse_features();
     parse_extensions();
@@ -42,9 +43,14 @@ class HeaderParser {
     throw Error(EINVAL, file_.name() + ": " + fmt::format(format, std::forward<Args>(args)...));
   }
 
-  void read_first_cluster() {
-    bytes_.resize(std::min<std::uint64_t>(file_size_, kMostHeaderBytes));
+  /// Of the first cluster so much that `length` bytes are there, if the file has them.
+  void read_up_to(std::size_t length) {
+    bytes_.resize(std::min<std::uint64_t>(file_size_, length));
     file_.read_exactly_at(bytes_, 0);
+  }
+
+  void read_fixed_fields() {
+    read_up_to(kHeaderBytes);
     if (!begins_with_magic(bytes_))
       refuse("is not a qcow2 image (no magic at offset 0); say format=raw for a raw one");
     if (bytes_.size() < kVersion2HeaderLength)
@@ -73,12 +79,12 @@ class HeaderParser {
         (length < kVersion3HeaderLength || length > header_.cluster_size() || length % 8 != 0))
       refuse("qcow2 header: header_length {} is not a multiple of 8 in {} to {}", length,
              kVersion3HeaderLength, header_.cluster_size());
-    if (length > bytes_.size())
+    if (length > file_size_)
       refuse("qcow2 header: is cut off: header_length is {}, the file has {} bytes", length,
              file_size_);
-    bytes_.resize(std::min<std::uint64_t>(bytes_.size(), header_.cluster_size()));
+    read_up_to(header_.cluster_size());
     header_.size = on_disk_.size;
-    if (header_.size > static_cast<std::uint64_t>(INT64_MAX) - kMostHeaderBytes)
+    if (header_.size > static_cast<std::uint64_t>(INT64_MAX) - kLargestCluster)
       refuse("qcow2 header: the virtual size, {} bytes, is more than a disk can have",
              header_.size);
     if (on_disk_.refcount_order > kMaxRefcountOrder && header_.version == 3)

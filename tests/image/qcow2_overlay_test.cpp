@@ -3,10 +3,13 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <sys/mount.h>
 
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
 #include <chrono>
+#include <cstring>
 #include <thread>
 
 #include "base/arithmetic.hpp"
@@ -217,6 +220,30 @@ TEST(Qcow2Overlay, FewExtentsOfA16TiBDiskMakeASmallFileFast) {
   EXPECT_LT(file.size(), 64 * kMiB);
   EXPECT_EQ(check_complaints(path), "");
   EXPECT_EQ(image_info(path, "qcow2").at("virtual-size").as_int64(), 16 * kTiB);
+}
+
+/// The tables are written while data comes: what befalls them must not be lost.
+TEST(Qcow2Overlay, IsNoImageWhereItsTablesCouldNotBeWritten) {
+  const TempFolder folder;
+  if (::mount("tmpfs", folder.path().c_str(), "tmpfs", 0, "size=1m") != 0)
+    GTEST_SKIP() << "may not mount: " << std::strerror(errno);
+  {
+    ExtentMap map;
+    for (int i = 0; i < 1000; ++i) {
+      map.append(64 * kKiB, kZero);
+      map.append(kGiB - 64 * kKiB, kUnchanged);
+    }
+    const File file = create(folder / "overlay");
+    const Qcow2Overlay overlay(file, map, 64 * kKiB, {});
+    try {
+      overlay.finish();
+      ADD_FAILURE() << "4 MiB of tables fit into 1 MiB";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), ENOSPC) << error.what();
+    }
+    EXPECT_FALSE(is_qcow2(folder / "overlay"));
+  }
+  EXPECT_EQ(::umount(folder.path().c_str()), 0);
 }
 
 /// More clusters than one refcount block counts, and more blocks than one cluster of the refcount
