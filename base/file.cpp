@@ -45,8 +45,11 @@ std::uint64_t File::size() const {
 }
 
 bool File::is_in_memory() const noexcept {
+  struct stat status {};
   struct statfs facts {};
-  return ::fstatfs(fd(), &facts) == 0 &&
+  return ::fstat(fd(), &status) == 0 &&
+         S_ISREG(status.st_mode) &&  // a device's node is on devtmpfs
+         ::fstatfs(fd(), &facts) == 0 &&
          (facts.f_type == TMPFS_MAGIC || facts.f_type == RAMFS_MAGIC);
 }
 

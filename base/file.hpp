@@ -53,7 +53,7 @@ class File {
   /// Bytes that can be read: the file's length, or the block device's.
   std::uint64_t size() const;
 
-  /// Whether it is on tmpfs or ramfs, so that no device is ever waited for (but for swap).
+  /// Whether it is a regular file on tmpfs or ramfs: no device is ever waited for (but for swap).
   bool is_in_memory() const noexcept;
 
   /// Reads until `out` is full or the file ends; returns the bytes read.

@@ -63,6 +63,7 @@ SyntheticImage::SyntheticImage(const image::ExtentMap& map) {
   try {
     const File file(std::move(made), path_);
     const image::Qcow2Overlay overlay(file, map, kCluster, {});
+    overlay.write_tables();
     overlay.finish();
     const std::string command =
         fmt::format("qemu-img bitmap --add -g {} -f qcow2 {} b0", kGranularity, path_);

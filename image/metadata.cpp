@@ -49,8 +49,8 @@ std::span<const std::byte> MetadataReader::bytes(std::uint64_t offset, std::uint
 }
 
 void MetadataReader::refuse_past_end(std::uint64_t offset, std::string_view table) const {
-  fail(EIO, "{}: {} at {:#x} is past the end of the file ({:#x})", file_->name(), table, offset,
-       file_size_);
+  fail(EIO, "{}: {} at {:#x} is cut off by the end of the file, which had {:#x} bytes when opened",
+       file_->name(), table, offset, file_size_);
 }
 
 void MetadataReader::will_need(std::uint64_t offset) const noexcept {

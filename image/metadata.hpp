@@ -22,8 +22,9 @@ class MetadataWindow {
   std::size_t room_ = 0;  // of bytes_
 };
 
-/// Reads tables (L1, L2, bitmaps) of one image file through a cache of aligned blocks of the file,
-/// so that no table needs to be in memory as a whole. Safe to call from several threads.
+/// Reads tables (L1, L2, bitmaps) of one image file in pieces, so that no table needs to be in
+/// memory as a whole: through a cache of aligned blocks of the file, or past it by somebody's
+/// window. Safe to call from several threads.
 class MetadataReader {
  public:
   /// What one read fetches. 4 KiB hold the L2 entries of 32 MiB at 64 KiB a cluster: where little

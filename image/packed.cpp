@@ -70,6 +70,7 @@ PackedLayout PackedLayout::parse(std::span<const std::byte> bytes, std::uint64_t
 
 Packed::Packed(const View& view, const std::function<void()>& check)
     : disk_(&view.disk()),
+      walks_(*disk_),
       map_(read_map(view, check)),
       layout_{.disk_size = disk_->size(),
               .map_size = map_.encoded_size(),
@@ -112,7 +113,7 @@ void Packed::read_data(std::span<std::byte> out, std::uint64_t offset) const {
   if (out.empty())
     return;
   auto cursor = map_.at_data(offset);
-  Disk::Walk walk = disk_->new_walk();
+  Disk::Walk walk = walks_.take();
   std::uint64_t inside = offset - cursor.data_before();
   for (; !out.empty(); cursor.next()) {
     const Extent& run = cursor.extent();
@@ -123,6 +124,21 @@ void Packed::read_data(std::span<std::byte> out, std::uint64_t offset) const {
     out = out.subspan(part.size());
     inside = 0;
   }
+  walks_.give_back(std::move(walk));
+}
+
+Disk::Walk Packed::Walks::take() {
+  const std::lock_guard guard(mutex_);
+  if (unused_.empty())
+    return disk_.new_walk();
+  Disk::Walk walk = std::move(unused_.back());
+  unused_.pop_back();
+  return walk;
+}
+
+void Packed::Walks::give_back(Disk::Walk walk) {
+  const std::lock_guard guard(mutex_);
+  unused_.push_back(std::move(walk));
 }
 
 }  // namespace nbdelta::image

@@ -3,8 +3,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <mutex>
 #include <span>
 #include <string_view>
+#include <vector>
 
 #include "image/extent_map.hpp"
 #include "image/view.hpp"
@@ -54,7 +56,21 @@ class Packed {
   void read_header(std::span<std::byte> out, std::uint64_t offset) const;
   void read_data(std::span<std::byte> out, std::uint64_t offset) const;
 
+  /// What somebody who reads on from where another read keeps; any will do.
+  class Walks {
+   public:
+    explicit Walks(const Disk& disk) : disk_(disk) {}
+    Disk::Walk take();
+    void give_back(Disk::Walk walk);
+
+   private:
+    const Disk& disk_;
+    std::mutex mutex_;  // of unused_
+    std::vector<Disk::Walk> unused_;
+  };
+
   const Disk* disk_;
+  mutable Walks walks_;
   ExtentMap map_;
   PackedLayout layout_;
 };

@@ -17,9 +17,8 @@ bool begins_with_magic(std::span<const std::byte> bytes) {
 
 using namespace qcow2;
 
-/// The largest first cluster.
 constexpr std::uint64_t kLargestCluster = std::uint64_t{1} << kMaxClusterBits;
-constexpr std::size_t kHeaderBytes = 4096;  // read first: fixed fields, and mostly all the rest
+constexpr std::size_t kFirstRead = 4096;  // enough for the fixed fields
 
 class HeaderParser {
  public:
@@ -50,7 +49,7 @@ class HeaderParser {
   }
 
   void read_fixed_fields() {
-    read_up_to(kHeaderBytes);
+    read_up_to(kFirstRead);
     if (!begins_with_magic(bytes_))
       refuse("is not a qcow2 image (no magic at offset 0); say format=raw for a raw one");
     if (bytes_.size() < kVersion2HeaderLength)

@@ -123,7 +123,7 @@ Run Qcow2Layer::run_without_l2(std::uint64_t guest, std::uint64_t limit,
           .length = std::min(limit, start + absent * covered - guest)};
 }
 
-/// Joins the pieces of neighbouring clusters, within one block of the metadata cache.
+/// Joins the pieces of neighbouring clusters, within what `entries` shows.
 Run Qcow2Layer::run_in_l2(std::uint64_t l2_table, const MetadataReader::Entries& entries,
                           std::uint64_t guest, std::uint64_t limit) const {
   const std::size_t words = header_.l2_entry_size() / sizeof(be64);

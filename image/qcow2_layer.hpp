@@ -17,8 +17,9 @@
 
 namespace nbdelta::image {
 
-/// A qcow2 image, without what is behind it. No table is held in memory: L1, L2 and bitmaps are
-/// read through the metadata cache, decompressed clusters through the other.
+/// A qcow2 image, without what is behind it. No table is held in memory: L1 and L2 are read through
+/// the metadata cache, or past it by a walk, as bitmaps are; decompressed clusters through the
+/// other.
 ///
 /// Invariants
 /// 1. Metadata comes from `files_.metadata`; data from `files_.data` where that is open, else from

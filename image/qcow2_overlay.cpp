@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <bit>
+#include <cerrno>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "base/arithmetic.hpp"
@@ -120,6 +122,11 @@ void walk_ranges(const ExtentMap& map, std::uint64_t covered_by_l2, Part part, R
   }
 }
 
+void check(const std::stop_token& stop) {
+  if (stop.stop_requested())
+    fail(ECANCELED, "interrupted");
+}
+
 std::uint64_t l1_entries_for(std::uint64_t disk_size, std::uint64_t cluster_size) {
   return std::max<std::uint64_t>(
       1, div_round_up(disk_size, cluster_size / sizeof(be64) * cluster_size));
@@ -165,7 +172,7 @@ struct Qcow2Overlay::Layout {
   std::uint64_t data_offset() const { return l2_offset() + l2 * cluster_size; }
   std::uint64_t total() const { return 1 + refcount_table + refcount_blocks + l1 + l2 + data; }
 
-  void write_refcounts(const File& file) const {
+  void write_refcounts(const File& file, const std::stop_token& stop) const {
     SequentialWriter writer(file, refcount_table_offset());
     std::vector<be64> table(refcount_table * cluster_size / sizeof(be64));
     for (std::uint64_t i = 0; i < refcount_blocks; ++i)
@@ -174,6 +181,7 @@ struct Qcow2Overlay::Layout {
     const std::vector<be16> ones(refcounts_per_block(), be16(1));
     std::uint64_t left = total();
     for (std::uint64_t i = 0; i < refcount_blocks; ++i) {
+      check(stop);
       const std::uint64_t here = std::min(left, refcounts_per_block());
       writer.put(std::span(ones).first(here));
       left -= here;
@@ -195,7 +203,7 @@ struct Qcow2Overlay::Layout {
     writer.flush();
   }
 
-  void write_l2(const File& file, const ExtentMap& map) const {
+  void write_l2(const File& file, const ExtentMap& map, const std::stop_token& stop) const {
     SequentialWriter writer(file, l2_offset());
     L2Table table(cluster_size);
     std::uint64_t next_data = data_offset();
@@ -212,7 +220,10 @@ struct Qcow2Overlay::Layout {
             }
           }
         },
-        [&](std::uint64_t) { table.move_to(writer); });
+        [&](std::uint64_t) {
+          check(stop);
+          table.move_to(writer);
+        });
     writer.flush();
   }
 
@@ -272,7 +283,8 @@ Qcow2Overlay::Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t
   if (backing.name.size() > kMaxBackingNameLength)
     fail(ENAMETOOLONG, "{}: the backing file's name has {} bytes; qcow2 allows {}", file.name(),
          backing.name.size(), kMaxBackingNameLength);
-  const Layout layout(map, cluster_size);
+  layout_ = std::make_unique<const Layout>(map, cluster_size);
+  const Layout& layout = *layout_;
   if (layout.l1_entries * sizeof(be64) > kMaxL1Bytes ||
       layout.refcount_table * cluster_size > kMaxRefcountTableBytes)
     fail(EFBIG, "{}: a disk of {} bytes is too large for qcow2 with clusters of {} bytes",
@@ -281,11 +293,14 @@ Qcow2Overlay::Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t
   header_ = layout.header(map.size(), backing);
   file.resize(0);
   file.resize(layout.total() * cluster_size);
-  tables_ = std::async(std::launch::async | std::launch::deferred, [layout, &file, &map] {
-    layout.write_refcounts(file);
-    layout.write_l1(file, map);
-    layout.write_l2(file, map);
-  });
+}
+
+Qcow2Overlay::~Qcow2Overlay() = default;
+
+void Qcow2Overlay::write_tables(const std::stop_token& stop) const {
+  layout_->write_refcounts(*file_, stop);
+  layout_->write_l1(*file_, *map_);
+  layout_->write_l2(*file_, *map_, stop);
 }
 
 std::uint64_t Qcow2Overlay::file_size(const ExtentMap& map, std::uint64_t cluster_size) {
@@ -330,7 +345,6 @@ bool Qcow2Overlay::copy_from(const File& from, std::uint64_t from_offset, std::u
 }
 
 void Qcow2Overlay::finish() const {
-  tables_.get();
   file_->sync();
   file_->write_at(std::as_bytes(std::span(header_)), 0);
   file_->sync();

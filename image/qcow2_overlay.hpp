@@ -2,8 +2,9 @@
 
 #include <cstddef>
 #include <cstdint>
-#include <future>
+#include <memory>
 #include <span>
+#include <stop_token>
 #include <string>
 
 #include "base/file.hpp"
@@ -20,9 +21,9 @@ struct Backing {
 };
 
 /// Writes a new qcow2 image (version 3, 16-bit refcounts) whose allocated clusters are known
-/// beforehand: every cluster's place is settled first; then data is filled in from any thread in
-/// any order, while one of its own writes L1, L2 and refcounts; the header goes last, so that an
-/// unfinished file is no qcow2 image.
+/// beforehand: every cluster's place is settled first; then the tables are written, and data is
+/// filled in, from any thread in any order; the header goes last, so that an unfinished file is no
+/// qcow2 image.
 ///
 /// Clusters of the map in state `data` are allocated, one after the other in guest order; `zero`
 /// become zero clusters; `unchanged` and `hole` stay unallocated.
@@ -32,12 +33,16 @@ class Qcow2Overlay {
   /// `unchanged` extents with finer bounds and the L1 table stays within QEMU's limit (32 MiB).
   static std::uint64_t suitable_cluster_size(const ExtentMap& map);
 
-  /// Begins to write the tables. `file` is open for reading and writing and is truncated; `map`
-  /// must have been widened to `cluster_size` (widen_to_clusters); both must outlive the object. A
-  /// virtual size that is no multiple of 512 is rounded up in the header, as QEMU would otherwise
-  /// cut the tail.
+  /// `file` is open for reading and writing and is truncated; `map` must have been widened to
+  /// `cluster_size` (widen_to_clusters); both must outlive the object. A virtual size that is no
+  /// multiple of 512 is rounded up in the header, as QEMU would otherwise cut the tail.
   Qcow2Overlay(const File& file, const ExtentMap& map, std::uint64_t cluster_size,
                const Backing& backing);
+  ~Qcow2Overlay();
+
+  /// Writes L1, L2 and refcounts; once, by any thread, also while data is filled in. Throws Error,
+  /// of ECANCELED soon after `stop` was requested.
+  void write_tables(const std::stop_token& stop = {}) const;
 
   /// Fills [offset, offset + data.size()) of the virtual disk; parts that are not in state `data`
   /// are left out. Safe to call from several threads.
@@ -50,8 +55,7 @@ class Qcow2Overlay {
   bool copy_from(const File& from, std::uint64_t from_offset, std::uint64_t length,
                  std::uint64_t offset) const;
 
-  /// Once everything was written: fsync, header, fsync. Throws Error, also where the tables could
-  /// not be written.
+  /// Once everything was written, the tables too: fsync, header, fsync.
   void finish() const;
 
   /// Length of the finished file, for a map that has been widened to `cluster_size`.
@@ -69,7 +73,7 @@ class Qcow2Overlay {
   const ExtentMap* map_;
   std::uint64_t data_start_ = 0;  // host offset of the first data cluster
   std::string header_;            // the first cluster, up to its used length
-  std::shared_future<void> tables_;
+  std::unique_ptr<const Layout> layout_;
 };
 
 }  // namespace nbdelta::image

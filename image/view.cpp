@@ -44,8 +44,8 @@ void walk_top_layer(const Disk& disk, std::uint64_t offset, std::uint64_t length
 }
 
 /// Walks over `dirty`, whose sink is `take`. Of what changed far apart in a qcow2 image some is
-/// taken at a time, so that the disk finds all its table entries at once; nothing where `qcow2` is
-/// null. `walk`: what `take` saw last.
+/// taken at a time, so that the disk finds all its table entries at once; where `qcow2` is null,
+/// one after the other. `walk`: what `take` saw last.
 template <class Dirty, class Take>
 void walk_ahead(const Dirty& dirty, const Qcow2Layer* qcow2, const LayerWalk& walk,
                 std::uint64_t offset, std::uint64_t length, const Take& take) {
@@ -88,7 +88,7 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
                 const ExtentSink& sink) {
   const std::uint64_t end = offset + length;
   const Qcow2Layer* const qcow2 = disk.qcow2();
-  const Qcow2Layer* const announced = disk.is_in_memory() ? nullptr : qcow2;
+  const Qcow2Layer* const to_announce_in = disk.is_in_memory() ? nullptr : qcow2;
   Disk::Walk walk = disk.new_walk();
   Extent known{.offset = offset, .length = 0, .state = State::data};  // the last answer
   Extent wanted;                                                      // what changed
@@ -104,7 +104,7 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
     known = allocation;
     return pass_on() && wanted.length != 0;
   };
-  walk_ahead(dirty, announced, walk[0], offset, length, [&](const Extent& extent) {
+  walk_ahead(dirty, to_announce_in, walk[0], offset, length, [&](const Extent& extent) {
     if (extent.state == State::unchanged)
       return sink(extent);
     wanted = extent;

@@ -44,13 +44,14 @@ void Readahead::announce_more(const image::Disk& disk, const Extents& extents) {
   const std::uint64_t end = std::min(disk.size(), frontier_ + kSearch);
   if (frontier_ >= end)
     return;
-  image::Disk::Walk walk = disk.new_walk();
+  if (walk_.empty())
+    walk_ = disk.new_walk();
   extents(frontier_, end - frontier_, [&](const image::Extent& extent) {
     const bool is_read = extent.state == image::State::data;
     const std::uint64_t length = is_read ? std::min(extent.length, size_) : extent.length;
     frontier_ = extent.offset + length;
     if (is_read) {
-      disk.will_need(extent.offset, length, walk);
+      disk.will_need(extent.offset, length, walk_);
       ahead_ += length;
     }
     return ahead_ < size_;

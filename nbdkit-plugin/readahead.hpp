@@ -40,6 +40,7 @@ class Readahead {
   std::uint64_t ahead_ = 0;     // announced bytes that were not read yet
   std::uint64_t previous_ = 0;  // becomes behind_
   std::uint64_t since_ = 0;     // bytes read since previous_
+  image::Disk::Walk walk_;      // empty before the first announcement
 };
 
 }  // namespace nbdelta::plugin

@@ -32,7 +32,9 @@ constexpr int kBacklog = 1;
 void make_qcow2(const File& file, std::uint64_t size, const image::Backing& backing) {
   image::ExtentMap nothing;
   nothing.append(size, image::State::unchanged);
-  image::Qcow2Overlay(file, nothing, 64 * 1024, backing).finish();
+  const image::Qcow2Overlay overlay(file, nothing, 64 * 1024, backing);
+  overlay.write_tables();
+  overlay.finish();
 }
 
 /// Every other cluster, but no more than these, all over the disk. Returns the last number.

@@ -205,7 +205,9 @@ void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target&
                  copying, stop.get_token())
         .run();
   };
-  run_threads(std::vector(threads, work_along), stop);
+  std::vector bodies(threads, work_along);
+  bodies.emplace_back([&] { target.lay_out(stop.get_token()); });
+  run_threads(bodies, stop);
 }
 
 }  // namespace nbdelta::client::pull

@@ -40,6 +40,7 @@ class Pull {
   void run() {
     std::vector<std::function<void()>> bodies{[this] { run_first(); }};
     bodies.resize(connections(), [this] { run_further(); });
+    bodies.emplace_back([this] { target_.lay_out(stop_.get_token()); });
     run_threads(bodies, stop_);
   }
 

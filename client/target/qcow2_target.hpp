@@ -16,6 +16,7 @@ class Qcow2Target : public LocalTarget {
   Qcow2Target(const std::string& path, Existing existing, image::Backing backing);
 
   const image::ExtentMap& prepare(const Description& description, asio::io_context& loop) override;
+  void lay_out(const std::stop_token& stop) override { overlay_->write_tables(stop); }
   void finish() override;
   std::string abandon() noexcept override { return file_.abandon(); }
 

@@ -2,6 +2,7 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -121,6 +122,15 @@ TEST_F(FileTest, SyncsTheCurrentFolderForAPlainName) {
 
 TEST_F(FileTest, SyncOfAFolderThatIsMissingIsAnError) {
   expect_error(ENOENT, "none: cannot open", [&] { sync_folder_of(folder_ / "none/disk"); });
+}
+
+/// A device's node is on a tmpfs too, what is read from the device is not.
+TEST(FileInMemory, IsARegularFileOnTmpfs) {
+  const File memory(FileDescriptor(::memfd_create("file", MFD_CLOEXEC)), "memory");
+  ASSERT_TRUE(memory);
+  EXPECT_TRUE(memory.is_in_memory());
+  EXPECT_FALSE(File::open("/dev/zero", O_RDONLY).is_in_memory());
+  EXPECT_FALSE(File::open("/proc/self/status", O_RDONLY).is_in_memory());
 }
 
 TEST(FileDescriptorTest, MoveLeavesNothingBehind) {

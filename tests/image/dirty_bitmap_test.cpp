@@ -52,7 +52,7 @@ TEST(DirtyBitmap, AllOnesNeedNoCluster) {
             "");
 }
 
-/// No word and no block of the cache is one bitmap's alone.
+/// No word and nothing that is read at a time is one bitmap's alone.
 TEST(DirtyBitmap, ManySmallOnesAreToldApart) {
   const TempFolder folder;
   const std::string path = folder / "image";

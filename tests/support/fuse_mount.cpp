@@ -25,15 +25,16 @@ FuseMount::FuseMount(const std::string& uri) {
   const auto deadline = Clock::now() + kPatience;
   while (!std::filesystem::exists(file()) && Clock::now() < deadline)
     std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  EXPECT_TRUE(std::filesystem::exists(file())) << process_->err();
 }
 
 FuseMount::~FuseMount() {
   if (process_)
-    (void)run({"fusermount3", "-u", folder_ / "mount"});
+    unmount();
 }
 
 void FuseMount::unmount() {
-  run_ok({"fusermount3", "-u", folder_ / "mount"});
+  EXPECT_TRUE(run({"fusermount3", "-u", folder_ / "mount"}).ok());
   EXPECT_TRUE(process_->wait(kPatience));
   process_.reset();
 }

@@ -56,6 +56,7 @@ class RealFiles final : public Files {
       map.append(disk_size, image::State::unchanged);
       const image::Qcow2Overlay overlay(file, map, kOverlayCluster,
                                         {.name = backing, .format = backing_format});
+      overlay.write_tables();
       overlay.finish();
       sync_folder_of(path);
     } catch (const Error&) {

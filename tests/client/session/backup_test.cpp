@@ -250,7 +250,9 @@ TEST(Backup, IsServedByNbdkitsOwnThreadsWhereTheImageIsOnFuse) {
   const NbdkitInstead nbdkit(R"(echo "$@" >>"$folder/arguments"
 exec "$nbdkit" "$@")");
   run_ok(points.command("backup", {"--quiesce", "no"}), nbdkit.options());
-  EXPECT_THAT(text_of_file(nbdkit.folder() + "/arguments"), Not(HasSubstr("--threads")));
+  const std::string arguments = text_of_file(nbdkit.folder() + "/arguments");
+  EXPECT_THAT(arguments, HasSubstr(" packed=on"));
+  EXPECT_THAT(arguments, Not(HasSubstr("--threads")));
 }
 
 TEST(Backup, DryRunTouchesNothing) {
