@@ -186,7 +186,7 @@ def compressed(bench):
 @contextlib.contextmanager
 def reflinks(bench):
     """full pull of random data, qcow2 to qcow2, on a file system that copies by reference (XFS)"""
-    size = bench.size(256 * MIB, GIB)
+    size = bench.size(256 * MIB, 4 * GIB)
     mount = mount_xfs(bench, 3 * size)
     disk, target = f"{mount}/disk.qcow2", f"{mount}/copy.qcow2"
     apart(data.full_disk, disk, size, 64 * KIB)
