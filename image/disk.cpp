@@ -126,6 +126,12 @@ void Disk::read(std::span<std::byte> out, std::uint64_t offset) const {
   });
 }
 
+Disk::Walk Disk::new_walk(const KnownRuns* known) const {
+  Walk walk(layers_.size());
+  walk.front().known = known;
+  return walk;
+}
+
 void Disk::read(std::span<std::byte> out, std::uint64_t offset, Walk& walk) const {
   read_layer(0, out, offset, [&](std::size_t depth, auto... range) {
     return layers_[depth]->run_to_read_at(range..., walk[depth]);

@@ -85,7 +85,8 @@ class Disk {
   /// What somebody who goes on through the disk keeps of its tables, for calls whose offsets
   /// ascend.
   using Walk = std::vector<LayerWalk>;
-  Walk new_walk() const { return Walk(layers_.size()); }
+  /// `known`: of the image itself; must outlive the walk. Such a walk is for reading.
+  Walk new_walk(const KnownRuns* known = nullptr) const;
 
   /// The same for a walk, past the cache of tables.
   void read(std::span<std::byte> out, std::uint64_t offset, Walk& walk) const;

@@ -33,8 +33,12 @@ struct Run {
                              // compressed: what the layer needs to find it again
 };
 
+class KnownRuns;
+
 /// What somebody who goes through an image from its start to its end saw of its tables last.
 struct LayerWalk {
+  const KnownRuns* known = nullptr;  // of the layer, where somebody has been through it before
+  std::size_t next_known = 0;
   MetadataWindow outer;  // of qcow2's L1 table
   MetadataWindow inner;  // of its L2 tables: of the one at
   std::uint64_t l2_table = 0;

@@ -70,8 +70,8 @@ PackedLayout PackedLayout::parse(std::span<const std::byte> bytes, std::uint64_t
 
 Packed::Packed(const View& view, const std::function<void()>& check)
     : disk_(&view.disk()),
-      walks_(*disk_),
-      map_(read_map(view, check)),
+      walks_(*disk_, known_),
+      map_(read_map(view, check, &known_)),
       layout_{.disk_size = disk_->size(),
               .map_size = map_.encoded_size(),
               .data_size = map_.bytes(State::data),
@@ -130,7 +130,7 @@ void Packed::read_data(std::span<std::byte> out, std::uint64_t offset) const {
 Disk::Walk Packed::Walks::take() {
   const std::lock_guard guard(mutex_);
   if (unused_.empty())
-    return disk_.new_walk();
+    return disk_.new_walk(&known_);
   Disk::Walk walk = std::move(unused_.back());
   unused_.pop_back();
   return walk;

@@ -59,17 +59,19 @@ class Packed {
   /// What somebody who reads on from where another read keeps; any will do.
   class Walks {
    public:
-    explicit Walks(const Disk& disk) : disk_(disk) {}
+    Walks(const Disk& disk, const KnownRuns& known) : disk_(disk), known_(known) {}
     Disk::Walk take();
     void give_back(Disk::Walk walk);
 
    private:
     const Disk& disk_;
+    const KnownRuns& known_;
     std::mutex mutex_;  // of unused_
     std::vector<Disk::Walk> unused_;
   };
 
   const Disk* disk_;
+  KnownRuns known_;
   mutable Walks walks_;
   ExtentMap map_;
   PackedLayout layout_;

@@ -7,6 +7,7 @@
 #include "base/arithmetic.hpp"
 #include "base/error.hpp"
 #include "image/compressed_cluster.hpp"
+#include "image/known_runs.hpp"
 
 namespace nbdelta::image {
 
@@ -75,6 +76,11 @@ Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit) const {
 }
 
 Run Qcow2Layer::run_at(std::uint64_t offset, std::uint64_t limit, LayerWalk& walk) const {
+  if (walk.known != nullptr) {
+    const Run known = walk.known->at(offset, limit, walk.next_known);
+    if (known.length != 0)
+      return known;
+  }
   const std::size_t words = header_.l2_entry_size() / sizeof(be64);
   if (offset >= walk.begin && offset < walk.end) {
     const std::uint64_t skipped = (offset - walk.begin) >> header_.cluster_bits;

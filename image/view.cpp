@@ -85,7 +85,7 @@ void walk_ahead(const Dirty& dirty, const Qcow2Layer* qcow2, const LayerWalk& wa
 /// data or hole wherever that is. In a qcow2 image only the entries of what changed are looked at.
 template <class Dirty>
 void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std::uint64_t length,
-                const ExtentSink& sink) {
+                const ExtentSink& sink, KnownRuns* found) {
   const std::uint64_t end = offset + length;
   const Qcow2Layer* const qcow2 = disk.qcow2();
   const Qcow2Layer* const to_announce_in = disk.is_in_memory() ? nullptr : qcow2;
@@ -114,6 +114,8 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
       const Run run = qcow2->run_at(wanted.offset, wanted.length, walk[0]);
       if (run.length == wanted.length && run.allocation != Allocation::unallocated) {
         wanted.state = run.allocation == Allocation::zero ? State::zero : State::data;
+        if (found != nullptr && run.allocation == Allocation::data)
+          found->add(wanted.offset, run);
         return go_on = sink(wanted);
       }
     }
@@ -125,15 +127,15 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
 
 }  // namespace
 
-void View::for_each_extent(std::uint64_t offset, std::uint64_t length,
-                           const ExtentSink& sink) const {
+void View::for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink,
+                           KnownRuns* found) const {
   if (std::holds_alternative<Image>(source_)) {
     disk_->for_each_extent(offset, length, sink);
   } else if (std::holds_alternative<TopLayer>(source_)) {
     walk_top_layer(*disk_, offset, length, sink);
   } else if (const auto* bitmap = std::get_if<const DirtyBitmap*>(&source_)) {
     walk_dirty([&](auto... walk) { (*bitmap)->for_each_extent(walk...); }, *disk_, offset, length,
-               sink);
+               sink, found);
   } else {
     const ExtentMap& map = *std::get<const ExtentMap*>(source_);
     walk_dirty(
@@ -145,11 +147,11 @@ void View::for_each_extent(std::uint64_t offset, std::uint64_t length,
           if (go_on && known < count)
             inner({.offset = from + known, .length = count - known, .state = State::data});
         },
-        *disk_, offset, length, sink);
+        *disk_, offset, length, sink, found);
   }
 }
 
-ExtentMap read_map(const View& view, const std::function<void()>& check) {
+ExtentMap read_map(const View& view, const std::function<void()>& check, KnownRuns* found) {
   constexpr std::uint64_t kMostParts = 64;
   constexpr std::size_t kThreads =
       4;  // also on fewer processors: a disk has several heads, or none
@@ -158,6 +160,7 @@ ExtentMap read_map(const View& view, const std::function<void()>& check) {
   const std::uint64_t part_size =
       std::max(round_up(div_round_up(size, kMostParts), kGiB), std::uint64_t{kGiB});
   std::vector<ExtentMap> parts(div_round_up(size, part_size));
+  std::vector<KnownRuns> found_in_parts(found != nullptr ? parts.size() : 0);
   std::atomic<std::size_t> next = 0;
   std::atomic<std::size_t> memory = 0;  // of all parts
   std::atomic<bool> failed = false;
@@ -175,12 +178,15 @@ ExtentMap read_map(const View& view, const std::function<void()>& check) {
                  ExtentMap::kDefaultMemoryLimit >> 20);
         };
         look();
-        view.for_each_extent(offset, std::min(part_size, size - offset), [&](const Extent& extent) {
-          parts[i].append(extent.length, extent.state);
-          if (++unchecked % kBetweenChecks == 0)
-            look();
-          return true;
-        });
+        view.for_each_extent(
+            offset, std::min(part_size, size - offset),
+            [&](const Extent& extent) {
+              parts[i].append(extent.length, extent.state);
+              if (++unchecked % kBetweenChecks == 0)
+                look();
+              return true;
+            },
+            found != nullptr ? &found_in_parts[i] : nullptr);
       }
     } catch (...) {
       failed = true;
@@ -196,6 +202,8 @@ ExtentMap read_map(const View& view, const std::function<void()>& check) {
   ExtentMap map;
   for (ExtentMap& part : parts)
     map.append(std::move(part));
+  if (found != nullptr)
+    *found = KnownRuns(found_in_parts);
   return map;
 }
 

@@ -10,6 +10,7 @@
 #include "image/disk.hpp"
 #include "image/extent.hpp"
 #include "image/extent_map.hpp"
+#include "image/known_runs.hpp"
 
 namespace nbdelta::image {
 
@@ -35,8 +36,10 @@ class View {
   const Disk& disk() const { return *disk_; }
   bool is_changed_view() const { return !std::holds_alternative<Image>(source_); }
 
-  /// Requires offset + length <= disk().size().
-  void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink) const;
+  /// Requires offset + length <= disk().size(). `found` is given what a bitmap or map made look up
+  /// in the image itself, as far as it is simple to tell.
+  void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink,
+                       KnownRuns* found = nullptr) const;
 
  private:
   struct Image {};
@@ -50,7 +53,9 @@ class View {
 };
 
 /// All that the view says, read by several threads at once. `check` is called now and then, by any
-/// of them; what it throws ends the reading. Throws Error.
-ExtentMap read_map(const View& view, const std::function<void()>& check);
+/// of them; what it throws ends the reading. `found`: for those who read the disk then. Throws
+/// Error.
+ExtentMap read_map(const View& view, const std::function<void()>& check,
+                   KnownRuns* found = nullptr);
 
 }  // namespace nbdelta::image

@@ -215,9 +215,9 @@ int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
     Readahead& readahead = connection.served.readahead;
     const std::span<std::byte> out(static_cast<std::byte*>(buffer), count);
     if (connection.packed == nullptr) {
+      const image::View& view = view_of(handle);
       readahead.before_read(
-          disk, std::bind_front(&image::View::for_each_extent, std::cref(view_of(handle))), offset,
-          count);
+          disk, [&view](auto... walk) { view.for_each_extent(walk...); }, offset, count);
       disk.read(out, offset);
       return 0;
     }

@@ -40,13 +40,13 @@ bool is_copied_through_page_cache(const File& file) {
 class DirectWorker {
  public:
   /// `longest_copy`: bytes that the kernel copies in one step. `copying`: all workers' own.
-  DirectWorker(asio::io_context& loop, const image::Disk& disk, target::Target& target, Work& work,
-               Counters& counters, std::uint64_t longest_copy, std::mutex& copying,
-               const std::stop_token& stop)
+  DirectWorker(asio::io_context& loop, const image::Disk& disk, const image::KnownRuns& known,
+               target::Target& target, Work& work, Counters& counters, std::uint64_t longest_copy,
+               std::mutex& copying, const std::stop_token& stop)
       : loop_(loop),
         disk_(disk),
-        walk_(disk.new_walk()),
-        announced_(disk.new_walk()),
+        walk_(disk.new_walk(&known)),
+        announced_(disk.new_walk(&known)),
         work_(work),
         counters_(counters),
         longest_copy_(longest_copy),
@@ -185,9 +185,9 @@ class DirectWorker {
 
 }  // namespace
 
-void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target& target,
-                const image::ExtentMap& map, const Settings& settings, Counters& counters,
-                std::stop_source& stop) {
+void run_direct(asio::io_context& loop, const image::Disk& disk, const image::KnownRuns& known,
+                target::Target& target, const image::ExtentMap& map, const Settings& settings,
+                Counters& counters, std::stop_source& stop) {
   counters.total += bytes_to_settle(map);
   Work work(map, {.request_size = kOperation, .zero_size = target.zero_size()}, false,
             settings.rate);
@@ -201,7 +201,7 @@ void run_direct(asio::io_context& loop, const image::Disk& disk, target::Target&
     ++counters.connections;
     asio::io_context own{1};
     asio::io_context* first = unused.exchange(nullptr);
-    DirectWorker(first == nullptr ? own : *first, disk, target, work, counters, longest_copy,
+    DirectWorker(first == nullptr ? own : *first, disk, known, target, work, counters, longest_copy,
                  copying, stop.get_token())
         .run();
   };

@@ -35,11 +35,13 @@ DirectSource::DirectSource(const image::ImageUri& uri, bool full)
   view_ = image::View::dirty(disk_, *bitmap_);
 }
 
-image::ExtentMap DirectSource::read_map(const std::stop_token& stop) const {
-  return image::read_map(*view_, [&] {
+image::ExtentMap DirectSource::read_map(const std::stop_token& stop,
+                                        image::KnownRuns* found) const {
+  const auto check = [&] {
     if (stop.stop_requested())
       fail(ECANCELED, "interrupted");
-  });
+  };
+  return image::read_map(*view_, check, found);
 }
 
 const File* DirectSource::copied_from(const image::ExtentMap& map) const {

@@ -28,8 +28,9 @@ class DirectSource {
   const image::Disk& disk() const { return disk_; }
   /// Otherwise read_map() says what is allocated.
   bool shows_changes() const { return view_->is_changed_view(); }
-  /// As nbd::read_map(). Throws Error (ECANCELED) once a stop is requested.
-  image::ExtentMap read_map(const std::stop_token& stop) const;
+  /// As nbd::read_map(), and as image::read_map() for `found`. Throws Error (ECANCELED) once a stop
+  /// is requested.
+  image::ExtentMap read_map(const std::stop_token& stop, image::KnownRuns* found = nullptr) const;
   /// The file in which the first data of the map stands as it is; null where there is none. Throws
   /// Error.
   const File* copied_from(const image::ExtentMap& map) const;

@@ -76,13 +76,14 @@ void Job::pull_direct(std::stop_source& stop) {
   const auto start = Clock::now();
   const DirectSource source(*direct_, options_.source.view == nbd::View::whole_disk);
   target::refuse_as_source(options_.target, source.disk().files());
-  const image::ExtentMap map = source.read_map(stop.get_token());
+  image::KnownRuns known;
+  const image::ExtentMap map = source.read_map(stop.get_token(), &known);
   take_result(map, source.shows_changes(), start);
   target::Description description =
       describe(map, fmt::format("state {:016x}", source.disk().state()));
   description.copied_from = source.copied_from(map);
   const image::ExtentMap& followed = target_->prepare(description, loop_);
-  run_direct(loop_, source.disk(), *target_, followed, options_.settings, counters_, stop);
+  run_direct(loop_, source.disk(), known, *target_, followed, options_.settings, counters_, stop);
   target_->finish();
 }
 

@@ -107,7 +107,7 @@ class DirectCopying : public ::testing::Test {
     client::asio::io_context loop;
     client::pull::Counters counters;
     std::stop_source stop;
-    client::pull::run_direct(loop, disk, target, map, settings, counters, stop);
+    client::pull::run_direct(loop, disk, {}, target, map, settings, counters, stop);
     EXPECT_EQ(counters.written, 64 * kMiB);
   }
 

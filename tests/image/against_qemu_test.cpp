@@ -52,7 +52,7 @@ bool knows_direct(const std::string& path) {
 
 /// The whole disk, read by several threads in pieces of random lengths and in a random order, each
 /// second one on a walk.
-Bytes read_in_pieces(const Disk& disk, Random& random) {
+Bytes read_in_pieces(const Disk& disk, Random& random, const image::KnownRuns* known = nullptr) {
   Bytes contents(disk.size(), std::byte{0xa5});
   std::vector<std::span<std::byte>> pieces;
   for (std::size_t at = 0; at < contents.size(); at += pieces.back().size())
@@ -66,7 +66,7 @@ Bytes read_in_pieces(const Disk& disk, Random& random) {
   std::string error;  // guarded by `mutex`
   const auto read_some = [&] {
     try {
-      Disk::Walk walk = disk.new_walk();
+      Disk::Walk walk = disk.new_walk(known);
       for (std::size_t i = next++; i < pieces.size(); i = next++) {
         const auto offset = static_cast<std::uint64_t>(pieces[i].data() - contents.data());
         if (i % 2 == 0)
@@ -206,7 +206,12 @@ class Comparison {
         append(theirs, run.length, image::reads_zero(run.state) ? State::zero : State::data);
     }
     const image::DirtyBitmap bitmap = disk_.qcow2()->bitmap(name);
-    compare("dirty:" + name, View::dirty(disk_, bitmap), theirs);
+    const View view = View::dirty(disk_, bitmap);
+    compare("dirty:" + name, view, theirs);
+    image::KnownRuns found;
+    image::read_map(
+        view, [] {}, &found);
+    EXPECT_EQ(difference(read_in_pieces(disk_, random_, &found), contents_), "") << "after its map";
   }
 
   void compare(const std::string& what, const View& view, const Runs& theirs) {
