@@ -85,7 +85,7 @@ class Disk {
   /// What somebody who goes on through the disk keeps of its tables, for calls whose offsets
   /// ascend.
   using Walk = std::vector<LayerWalk>;
-  /// `known`: of the image itself; must outlive the walk. Such a walk is for reading.
+  /// `known`: of the image itself, not looked up again; must outlive the walk.
   Walk new_walk(const KnownRuns* known = nullptr) const;
 
   /// The same for a walk, past the cache of tables.

@@ -14,14 +14,8 @@ KnownRuns::KnownRuns(std::span<const KnownRuns> parts) {
 }
 
 void KnownRuns::add(std::uint64_t offset, const Run& run) {
-  if (is_full_)
-    return;
-  if (runs_.size() == kMost) {
-    is_full_ = true;
-    runs_ = {};
-    return;
-  }
-  runs_.push_back({offset, run.length, run.host_offset});
+  if (runs_.size() < kMost)
+    runs_.push_back({offset, run.length, run.host_offset});
 }
 
 Run KnownRuns::at(std::uint64_t offset, std::uint64_t limit, std::size_t& hint) const {

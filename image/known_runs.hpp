@@ -10,11 +10,12 @@
 namespace nbdelta::image {
 
 /// Runs of data that somebody has looked up in an image file, so that nobody need look them up
-/// again. What is not in it may be data all the same: of many the memory is worth more than the
-/// time, since they lie so close that one read of their table shows several.
+/// again. What is not in it may be data all the same.
 class KnownRuns {
  public:
-  static constexpr std::size_t kMost = 4096;  // added one by one; none are kept of more
+  /// Are kept of those that are added, the first ones: 96 KiB. Where there are more in a part of
+  /// the disk, one read of their tables shows several.
+  static constexpr std::size_t kMost = 4096;
 
   KnownRuns() = default;
   /// All of them, which are in ascending order.
@@ -37,7 +38,6 @@ class KnownRuns {
   };
 
   std::vector<Known> runs_;
-  bool is_full_ = false;
 };
 
 }  // namespace nbdelta::image

@@ -36,8 +36,8 @@ class View {
   const Disk& disk() const { return *disk_; }
   bool is_changed_view() const { return !std::holds_alternative<Image>(source_); }
 
-  /// Requires offset + length <= disk().size(). `found` is given what a bitmap or map made look up
-  /// in the image itself, as far as it is simple to tell.
+  /// Requires offset + length <= disk().size(). `found` gets the changed extents of a bitmap or map
+  /// that are one run of data of the image itself.
   void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink,
                        KnownRuns* found = nullptr) const;
 
@@ -53,8 +53,8 @@ class View {
 };
 
 /// All that the view says, read by several threads at once. `check` is called now and then, by any
-/// of them; what it throws ends the reading. `found`: for those who read the disk then. Throws
-/// Error.
+/// of them; what it throws ends the reading. `found`: as for_each_extent(), at most 64 times
+/// KnownRuns::kMost; for those who read the disk then. Throws Error.
 ExtentMap read_map(const View& view, const std::function<void()>& check,
                    KnownRuns* found = nullptr);
 

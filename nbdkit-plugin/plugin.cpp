@@ -217,7 +217,7 @@ int pread(void* handle, void* buffer, std::uint32_t count, std::uint64_t offset,
     if (connection.packed == nullptr) {
       const image::View& view = view_of(handle);
       readahead.before_read(
-          disk, [&view](auto... walk) { view.for_each_extent(walk...); }, offset, count);
+          disk, [&view](const auto&... walk) { view.for_each_extent(walk...); }, offset, count);
       disk.read(out, offset);
       return 0;
     }
