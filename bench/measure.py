@@ -112,11 +112,14 @@ class Contender:
     target: str | None = None  # removed before each run; on the disk at the end of it
     check: object = None  # called after each run; throws Failed
 
-    def run(self, folder, cold):
-        """One run, checked. With `cold` no file in the folder is in the page cache at its start."""
+    def run(self, folder, memory):
+        """One run, checked, with so much memory at hand that need not be had from a hypervisor
+        first; without any, no file in the folder is in the page cache at its start."""
         if self.target:
             remove(self.target)
-        if cold:
+        if memory:
+            take_pages(folder, memory)
+        else:
             drop_from_cache(folder)
         server = start_server(self.server, self.pid_file, folder) if self.server else None
         try:
@@ -160,10 +163,10 @@ class Opener:
     server: list
     socket: str
 
-    def run(self, folder, cold):
-        """One run. With `cold` no file in the folder is in the page cache at its start."""
+    def run(self, folder, memory):
+        """One run, as of a Contender."""
         remove(self.socket)
-        if cold:
+        if not memory:
             drop_from_cache(folder)
         started = time.monotonic()
         server = Child(self.server, f"{folder}/server.log")
@@ -187,15 +190,16 @@ def greeted(path):
         return connection.recv(8) == b"NBDMAGIC"
 
 
-def in_turn(contenders, rounds, folder, cold, progress):
+def in_turn(contenders, rounds, folder, memory, progress):
     """{name: [Sample of each round]}: each once a round, after one round that is thrown away. The
-    order is random in each round, since the memory that one leaves is what the next one gets."""
+    order is random in each round, since the memory that one leaves is what the next one gets.
+    `memory`: as for Contender.run()."""
     samples = {contender.name: [] for contender in contenders}
     for number in range(rounds + 1):
         for contender in random.sample(contenders, len(contenders)):
             progress(f"round {number} of {rounds}: {contender.name}" if number
                      else f"warm-up: {contender.name}")
-            sample = contender.run(folder, cold)
+            sample = contender.run(folder, memory)
             if number:
                 samples[contender.name].append(sample)
     return samples
@@ -222,16 +226,21 @@ def run_quietly(*argv):
     return result.stdout
 
 
-def page_seconds(folder):
-    """What the memory for a GiB of a new file takes there, by a quarter of it."""
+def take_pages(folder, size):
+    """The seconds that the memory for a new file takes there; it is given back."""
     path, zeros = f"{folder}/pages", bytes(1 << 20)
     with open(path, "wb", buffering=0) as file:
         started = time.monotonic()
-        for _ in range(256):
+        for _ in range(size >> 20):
             file.write(zeros)
         seconds = time.monotonic() - started
     os.unlink(path)
-    return 4 * seconds
+    return seconds
+
+
+def page_seconds(folder):
+    """What the memory for a GiB of a new file takes there, by a quarter of it."""
+    return 4 * take_pages(folder, 1 << 28)
 
 
 def remove(path):

@@ -205,9 +205,8 @@ void run_direct(asio::io_context& loop, const image::Disk& disk, const image::Kn
                  copying, stop.get_token())
         .run();
   };
-  std::vector bodies(threads, work_along);
-  bodies.emplace_back([&] { target.lay_out(stop.get_token()); });
-  run_threads(bodies, stop);
+  target.lay_out(stop.get_token());
+  run_threads(std::vector(threads, work_along), stop);
 }
 
 }  // namespace nbdelta::client::pull

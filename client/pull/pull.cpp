@@ -38,9 +38,9 @@ class Pull {
   }
 
   void run() {
+    target_.lay_out(stop_.get_token());
     std::vector<std::function<void()>> bodies{[this] { run_first(); }};
     bodies.resize(connections(), [this] { run_further(); });
-    bodies.emplace_back([this] { target_.lay_out(stop_.get_token()); });
     run_threads(bodies, stop_);
   }
 

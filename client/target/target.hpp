@@ -104,8 +104,8 @@ class Target {
   virtual const image::ExtentMap& prepare(const Description& description,
                                           asio::io_context& loop) = 0;
 
-  /// What else there is to lay out, if anything: called once after prepare(), in a thread of its
-  /// own while the writers write. Fails soon after `stop` was requested.
+  /// What else there is to lay out, if anything: called once after prepare(), before the writers
+  /// write, with whom it would spin for a file's lock. Fails soon after `stop` was requested.
   virtual void lay_out(const std::stop_token& /*stop*/) {}
 
   /// Safe to call from several threads, once for each loop.
@@ -116,8 +116,7 @@ class Target {
   /// Bytes that one Writer::zero() is given at most.
   virtual std::uint64_t zero_size() const { return kGiB; }
 
-  /// All writers have flushed, and lay_out() is done: makes the target durable and gives it its
-  /// name.
+  /// All writers have flushed: makes the target durable and gives it its name.
   virtual void finish() = 0;
 
   /// Removes or marks what is unfinished; returns what was done, for people ("" where nothing was
