@@ -13,8 +13,7 @@ namespace nbdelta::image {
 /// again. What is not in it may be data all the same.
 class KnownRuns {
  public:
-  /// Are kept of those that are added, the first ones: 96 KiB. Where there are more in a part of
-  /// the disk, one read of their tables shows several.
+  /// Are kept of those that are added, the first ones: 96 KiB.
   static constexpr std::size_t kMost = 4096;
 
   KnownRuns() = default;

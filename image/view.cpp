@@ -111,10 +111,11 @@ void walk_dirty(const Dirty& dirty, const Disk& disk, std::uint64_t offset, std:
     if ((wanted.offset < known.end() && !pass_on()) || wanted.length == 0)
       return go_on;
     if (qcow2 != nullptr) {  // mostly the image itself has it, in one piece
+      const bool is_in_sight = wanted.offset < walk[0].end;
       const Run run = qcow2->run_at(wanted.offset, wanted.length, walk[0]);
       if (run.length == wanted.length && run.allocation != Allocation::unallocated) {
         wanted.state = run.allocation == Allocation::zero ? State::zero : State::data;
-        if (found != nullptr && run.allocation == Allocation::data)
+        if (found != nullptr && run.allocation == Allocation::data && !is_in_sight)
           found->add(wanted.offset, run);
         return go_on = sink(wanted);
       }

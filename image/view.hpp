@@ -36,8 +36,8 @@ class View {
   const Disk& disk() const { return *disk_; }
   bool is_changed_view() const { return !std::holds_alternative<Image>(source_); }
 
-  /// Requires offset + length <= disk().size(). `found` gets the changed extents of a bitmap or map
-  /// that are one run of data of the image itself.
+  /// Requires offset + length <= disk().size(). `found` gets those changed extents of a bitmap or
+  /// map that are one run of data of the image itself, and for which a table had to be read.
   void for_each_extent(std::uint64_t offset, std::uint64_t length, const ExtentSink& sink,
                        KnownRuns* found = nullptr) const;
 
